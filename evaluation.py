@@ -1,0 +1,280 @@
+"""Scoring: the official DocRED / Re-DocRED scores, macro scores and prediction patterns.
+
+As a library: `evaluate(predictions, truth, train)` and `count_patterns(logits, labels)`.
+As a command: `python evaluation.py --pred predictions.json --truth dev_revised.json
+--train train_revised.json [--output scores.json]`.
+
+A prediction is {"title", "h_idx", "t_idx", "r"} as in a DocRED submission ("evidence" is optional).
+All scores lie in [0, 1].
+"""
+
+from collections import Counter
+
+import numpy as np
+import ujson
+
+from prepro import (
+    InputError,
+    OneLineParser,
+    read_documents,
+    read_json,
+    relation_ids,
+    run_main,
+)
+
+# The ten relations with most facts in DocRED's training set; the rest are the long tail.
+FREQUENT = frozenset("P17 P131 P27 P150 P175 P577 P463 P527 P495 P361".split())
+
+
+def named_facts(documents):
+    """The facts of `documents` by name: a set of (head name, tail name, property).
+
+    A fact stands under every pair of names of its mentions, as Ign F1 is defined.
+    """
+    facts = set()
+    for document in documents:
+        names = [{mention["name"] for mention in entity} for entity in document["vertexSet"]]
+        for x in document.get("labels", []):
+            facts.update((h, t, x["r"]) for h in names[x["h"]] for t in names[x["t"]])
+    return facts
+
+
+def _f1(precision, recall):
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _ratio(part, whole):
+    return part / whole if whole else 0.0
+
+
+def evaluate(predictions, truth, train=(), distant=()):
+    """All scores of a submission, a dict.
+
+    predictions: list of dicts in submission format; duplicates count once; those of a title that
+    is not in `truth` count as predicted. truth: documents with labels. train, distant: the
+    documents whose facts the Ign scores leave out, or what `named_facts` made of them.
+    """
+    train = train if isinstance(train, (set, frozenset)) else named_facts(train)
+    distant = distant if isinstance(distant, (set, frozenset)) else named_facts(distant)
+    documents = {document["title"]: document for document in truth}
+    gold = {}  # (title, h, t, property) -> evidence
+    for title, document in documents.items():
+        for x in document["labels"]:
+            gold[title, x["h"], x["t"], x["r"]] = set(x.get("evidence") or ())
+    submitted = {}
+    for x in predictions:
+        submitted.setdefault((x["title"], x["h_idx"], x["t_idx"], x["r"]), x)
+    correct = [key for key in submitted if key in gold]
+
+    def seen_in(facts):
+        return [key for key in correct if _is_known(documents[key[0]]["vertexSet"], key, facts)]
+
+    in_train, in_distant = seen_in(train) if train else [], seen_in(distant) if distant else []
+    scores = _micro(len(correct), len(submitted), len(gold))
+    scores["ign_f1"] = _ign_f1(len(correct), len(submitted), len(gold), len(in_train))
+    scores["ign_f1_distant"] = _ign_f1(len(correct), len(submitted), len(gold), len(in_distant))
+    scores |= _evidence(submitted, gold, documents)
+    scores |= _breakdowns(submitted, gold, correct, documents)
+    scores |= _macro(submitted, gold, correct, in_train)
+    return scores
+
+
+def _is_known(entities, key, facts):
+    _, h, t, r = key
+    heads, tails = ([mention["name"] for mention in entities[i]] for i in (h, t))
+    return any((head, tail, r) in facts for head in heads for tail in tails)
+
+
+def _micro(correct, predicted, gold, prefix=""):
+    precision, recall = _ratio(correct, predicted), _ratio(correct, gold)
+    names = ("precision", "recall") if not prefix else (f"{prefix}_p", f"{prefix}_r")
+    f1 = _f1(precision, recall)
+    return {f"{prefix}_f1" if prefix else "f1": f1, names[0]: precision, names[1]: recall}
+
+
+def _ign_f1(correct, predicted, gold, known):
+    """F1 with the known facts taken out of the correct and the predicted (official: not of gold)."""
+    return _f1((correct - known) / (predicted - known + 1e-5), _ratio(correct, gold))
+
+
+def _evidence(submitted, gold, documents):
+    given = {key: set(x.get("evidence") or ()) for key, x in submitted.items()}
+    correct = sum(len(given[key] & gold[key]) for key in given if key in gold)
+    predicted = sum(len(sentences) for key, sentences in given.items() if key[0] in documents)
+    total = sum(len(sentences) for sentences in gold.values())
+    return {"evi_f1": _f1(_ratio(correct, predicted), _ratio(correct, total))}
+
+
+def _breakdowns(submitted, gold, correct, documents):
+    """F1 over frequent and long-tail relations, and within and across sentences."""
+
+    def is_intra(key):
+        title, h, t, _ = key
+        entities = documents[title]["vertexSet"]
+        return not {m["sent_id"] for m in entities[h]}.isdisjoint(m["sent_id"] for m in entities[t])
+
+    known = [key for key in submitted if key[0] in documents]
+    groups = {
+        "freq": lambda key: key[3] in FREQUENT,
+        "long_tail": lambda key: key[3] not in FREQUENT,
+        "intra": is_intra,
+        "inter": lambda key: not is_intra(key),
+    }
+    scores = {}
+    for name, belongs in groups.items():
+        counts = [sum(map(belongs, keys)) for keys in (correct, known, gold)]
+        scores |= _micro(*counts, prefix=name)
+    return scores
+
+
+def _macro(submitted, gold, correct, in_train):
+    """Mean of F1 and Ign F1 over the relations that have gold facts (the paper's Table 7)."""
+    of_gold, of_submitted, of_correct, of_known = (
+        Counter(key[3] for key in keys) for keys in (gold, submitted, correct, in_train)
+    )
+    f1, ign_f1 = [], []
+    for r, total in of_gold.items():
+        counts = of_correct[r], of_submitted[r], total
+        f1.append(_micro(*counts)["f1"])
+        ign_f1.append(_ign_f1(*counts, of_known[r]))
+    return {"macro_f1": _mean(f1), "macro_ign_f1": _mean(ign_f1)}
+
+
+def _mean(values):
+    return sum(values) / len(values) if values else 0.0
+
+
+PATTERNS = ("TP", "TN", "FP", "FN_CRK", "FN_IRK")
+
+
+def prediction_patterns(logits, labels, threshold=None):
+    """The pattern of every pair (Fig. 2 of the paper), [pairs] int: an index into PATTERNS.
+
+    logits, labels: [pairs, classes] arrays, column 0 the threshold class; threshold: [pairs, 1] or
+    a number, None: logits[:, :1]. TN: nothing predicted and nothing holds; TP: the sets are equal;
+    FP: something predicted, the sets differ; FN: nothing predicted though something holds, CRK if
+    every true relation scores higher than every false one, else IRK. No limit on the number of
+    relations predicted.
+    """
+    scores, labels = np.asarray(logits), np.asarray(labels)[:, 1:] > 0
+    threshold = scores[:, :1] if threshold is None else threshold
+    scores = scores[:, 1:]
+    predicted = scores > threshold
+    holds, found = labels.any(1), predicted.any(1)
+    lowest_true = np.where(labels, scores, np.inf).min(1)
+    highest_false = np.where(labels, -np.inf, scores).max(1)
+    cases = [
+        found & (predicted == labels).all(1),
+        ~found & ~holds,
+        found,
+        lowest_true > highest_false,
+    ]
+    return np.select(cases, range(4), default=4)
+
+
+def count_patterns(logits, labels, threshold=None):
+    """Counts of the PATTERNS, and the ratios of the paper's Table 4: F/(T+F), FN/F, FN_CRK/FN."""
+    patterns = prediction_patterns(logits, labels, threshold)
+    counts = dict(zip(PATTERNS, np.bincount(patterns, minlength=5).tolist(), strict=True))
+    missed = counts["FN_CRK"] + counts["FN_IRK"]
+    false = counts["FP"] + missed
+    return counts | {
+        "F/(T+F)": _ratio(false, len(patterns)),
+        "FN/F": _ratio(missed, false),
+        "FN_CRK/FN": _ratio(counts["FN_CRK"], missed),
+    }
+
+
+def patterns_of_file(path):
+    """count_patterns of a run's logits file: arrays logits, labels and, where fixed, threshold."""
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        threshold = arrays["threshold"] if "threshold" in arrays else None
+        return count_patterns(arrays["logits"], arrays["labels"], threshold)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"{path}: not a logits file: {error}") from None
+
+
+def read_predictions(path, truth, rel2id=None):
+    """A submission, validated against the documents it is about.
+
+    Raises InputError for anything but a list of {"title", "h_idx", "t_idx", "r"}, an entity that
+    its document does not have or an unknown relation. Unknown titles are allowed: they count as
+    predicted.
+    """
+    predictions = read_json(path)
+    if not isinstance(predictions, list):
+        kind = type(predictions).__name__
+        raise InputError(f"{path}: expected a list of predictions, found {kind}")
+    rel2id = relation_ids() if rel2id is None else rel2id
+    num_entities = {document["title"]: len(document["vertexSet"]) for document in truth}
+    for i, x in enumerate(predictions):
+        try:
+            _check_prediction(x, num_entities, rel2id)
+        except InputError as error:
+            raise InputError(f"{path}: prediction {i}: {error}") from None
+    return predictions
+
+
+def _check_prediction(x, num_entities, rel2id):
+    if not isinstance(x, dict):
+        raise InputError(f"expected an object, found {type(x).__name__}")
+    for name, kind in {"title": str, "h_idx": int, "t_idx": int, "r": str}.items():
+        if not isinstance(x.get(name), kind) or isinstance(x[name], bool):
+            raise InputError(f"{name}: expected {kind.__name__}, found {x.get(name)!r:.80}")
+    if rel2id.get(x["r"], 0) == 0:
+        raise InputError(f"r: unknown relation {x['r']!r:.80}")
+    limit = num_entities.get(x["title"])
+    for name in ("h_idx", "t_idx"):
+        if limit is not None and not 0 <= x[name] < limit:
+            raise InputError(f"{name}: {x[name]} is not one of {limit} entities")
+    evidence = x.get("evidence")
+    if evidence is not None and not (
+        isinstance(evidence, list) and all(isinstance(sentence, int) for sentence in evidence)
+    ):
+        raise InputError("evidence: expected a list of sentence numbers")
+
+
+def format_scores(scores):
+    """A few readable lines; scores in percent, counts as they are."""
+    p = {k: f"{100 * v:.2f}" for k, v in scores.items() if isinstance(v, float)}
+    lines = [
+        f"F1 {p['f1']}   Ign F1 {p['ign_f1']}   precision {p['precision']}   recall {p['recall']}",
+        f"macro F1 {p['macro_f1']}   macro Ign F1 {p['macro_ign_f1']}",
+        f"frequent F1 {p['freq_f1']}   long-tail F1 {p['long_tail_f1']}   "
+        f"intra F1 {p['intra_f1']}   inter F1 {p['inter_f1']}",
+    ]
+    if "TP" in scores:
+        lines += [
+            "   ".join(f"{name} {scores[name]}" for name in PATTERNS),
+            "   ".join(f"{name} {p[name]} %" for name in ("F/(T+F)", "FN/F", "FN_CRK/FN")),
+        ]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = OneLineParser(description="Scores of a DocRED-format submission.")
+    parser.add_argument("--pred", required=True, help="submission, e.g. a run's predictions.json")
+    parser.add_argument("--truth", required=True, help="documents with labels")
+    parser.add_argument("--train", help="training documents, whose facts Ign F1 leaves out")
+    parser.add_argument("--distant", help="distant training documents, for ign_f1_distant")
+    parser.add_argument("--logits", help="a run's logits of these documents (.npz): adds patterns")
+    parser.add_argument("--output", help="write the scores as JSON to this file")
+    args = parser.parse_args(argv)
+    truth = read_documents(args.truth)
+    predictions = read_predictions(args.pred, truth)
+    train = read_documents(args.train) if args.train else ()
+    distant = read_documents(args.distant) if args.distant else ()
+    scores = evaluate(predictions, truth, train, distant)
+    if args.logits:
+        scores |= patterns_of_file(args.logits)
+    print(format_scores(scores))
+    if not args.train:
+        print("no --train file: Ign F1 leaves out nothing")
+    if args.output:
+        with open(args.output, "w", encoding="utf-8") as file:
+            ujson.dump(scores, file, indent=1)
+
+
+if __name__ == "__main__":
+    run_main(main)

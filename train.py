@@ -1,0 +1,509 @@
+"""One run: train, select the best epoch on dev, test it, leave a run folder.
+
+    python train.py --data_dir dataset/redocred --model_name_or_path bert-base-cased
+
+With --load_path (a run folder, or a .pt of the released ATLOP or HingeABL code) it only evaluates.
+The recipe is the paper's Appendix B; every number of it is a flag.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+
+import evaluation
+from losses import LOSSES, decode, get_loss, threshold_of
+from model import (
+    DocREModel,
+    build_encoder,
+    load_model,
+    load_state,
+    load_weights,
+    save_config,
+    save_weights,
+    transformer_type,
+    window_size,
+)
+from prepro import (
+    META_DIR,
+    InputError,
+    OneLineParser,
+    docred_features,
+    entity_pairs,
+    read_documents,
+    relation_ids,
+    run_main,
+)
+from utils import collate, save_arrays, set_seed, special_tokens, write_atomically, write_json
+
+# What a saved run was made with, and is evaluated with unless the command line says otherwise.
+SAVED_WITH_MODEL = ("loss_type", "num_labels", "max_seq_length", "rel2id")
+
+
+def build_parser():
+    parser = OneLineParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data_dir", default="dataset/redocred", help="folder of the three files")
+    add("--train_file", default="train_revised.json")
+    add("--dev_file", default="dev_revised.json")
+    add("--test_file", default="test_revised.json", help='"" for none')
+    add("--rel2id", default=str(META_DIR / "rel2id.json"), help="property -> class id")
+    add("--transformer_type", choices=["bert", "roberta"], help="default: read from the encoder")
+    add("--model_name_or_path", default="bert-base-cased", help="encoder: hub name or folder")
+    add("--config_name", default="", help="default: model_name_or_path")
+    add("--tokenizer_name", default="", help="default: model_name_or_path")
+    add("--load_path", default="", help="run folder or released .pt: only evaluate")
+    add("--output_dir", default="", help="run folder; default: runs/<run_name>")
+    add("--overwrite", action="store_true", help="replace a finished run in output_dir")
+    add("--save_logits", action="store_true", help="keep the test logits (test_logits.npz)")
+
+    add("--loss_type", default="HingeABL", choices=list(LOSSES))
+    add("--margin", type=float, help="of AML (default 1) and HingeABL (default 5)")
+    add("--gamma", type=float, default=1.0, help="of AFL")
+    add("--hinge_norm", default="separate", choices=["separate", "joint"], help="of HingeABL")
+    add("--num_labels", type=int, default=4, help="most relations a pair; -1: no limit")
+    add("--num_class", type=int, default=97)
+    add("--emb_size", type=int, default=768, help="width of the head and tail representations")
+    add("--max_seq_length", type=int, default=1024, help="tokens; longer documents are cut")
+
+    add("--attention_dropout", type=float, help="default: the encoder's own; 0 is faster on a CPU")
+    add("--train_batch_size", type=int, default=4, help="documents")
+    add("--test_batch_size", type=int, default=8, help="documents")
+    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--learning_rate", type=float, default=5e-5, help="of the encoder")
+    add("--classifier_lr", type=float, default=1e-4, help="of the new layers")
+    add("--adam_epsilon", type=float, default=1e-6)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--warmup_ratio", type=float, default=0.06)
+    add("--num_train_epochs", type=int, default=30)
+    add(
+        "--group_by_length",
+        action="store_true",
+        help="train on batches of documents of like length",
+    )
+    add("--evaluation_steps", type=int, default=-1, help="also evaluate every so many steps")
+    add("--seed", type=int, default=66)
+    add("--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"])
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--wandb", default="disabled", choices=["disabled", "offline", "online"])
+    add("--proj_name", default="HingeABL", help="wandb project")
+    add("--run_name", default="", help="default: <encoder>-<loss>-seed<seed>")
+    return parser
+
+
+def parse_args(argv=None):
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    config = Path(args.load_path) / "config.json"
+    if args.load_path and config.is_file():
+        saved = json.loads(config.read_text()).get("run", {})
+        parser.set_defaults(**{k: saved[k] for k in SAVED_WITH_MODEL if k in saved})
+        args = parser.parse_args(argv)
+    check_args(args)
+    return args
+
+
+def check_args(args):
+    """Raises InputError for values that no run can have."""
+    for name in "train_batch_size test_batch_size gradient_accumulation_steps emb_size".split():
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}: {getattr(args, name)} is less than 1")
+    for name in "learning_rate classifier_lr num_train_epochs max_grad_norm adam_epsilon".split():
+        if not getattr(args, name) > 0:
+            raise InputError(f"--{name}: {getattr(args, name)} is not above 0")
+    if args.max_seq_length < 3:
+        raise InputError(f"--max_seq_length: {args.max_seq_length} leaves no room for a word")
+    if not 0 <= args.warmup_ratio <= 1:
+        raise InputError(f"--warmup_ratio: {args.warmup_ratio} is not between 0 and 1")
+    if args.emb_size % 64:
+        raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
+    if args.load_path and not Path(args.load_path).exists():
+        raise InputError(f"--load_path {args.load_path}: no such file or folder")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    on_gpu = args.device.startswith("cuda")
+    if args.precision == "auto":
+        half = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp16"
+        args.precision = half if on_gpu else "fp32"
+    if args.precision == "fp16" and not on_gpu:
+        raise InputError("--precision fp16: needs a GPU; on a CPU take fp32 or bf16")
+    if not args.run_name:
+        encoder = Path(args.model_name_or_path).name
+        args.run_name = f"{encoder}-{args.loss_type}-seed{args.seed}"
+    if not args.output_dir and not args.load_path:
+        args.output_dir = str(Path("runs") / args.run_name)
+    finished = Path(args.output_dir) / "results.json"
+    if args.output_dir and finished.exists() and not args.overwrite:
+        raise InputError(f"--output_dir {args.output_dir}: holds a finished run; add --overwrite")
+
+
+def read_splits(args, rel2id):
+    """Split name -> documents; all files are read and validated before any model is loaded."""
+    if len(rel2id) != args.num_class:
+        raise InputError(
+            f"--num_class: {args.num_class}, but {args.rel2id} has {len(rel2id)} classes"
+        )
+    files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
+    folder = Path(args.data_dir)
+    splits = {k: read_documents(folder / name, rel2id) for k, name in files.items() if name}
+    if "train" not in splits or "dev" not in splits:
+        raise InputError("--train_file and --dev_file: both are needed")
+    group = args.train_batch_size * args.gradient_accumulation_steps
+    if not args.load_path and len(splits["train"]) < group:
+        raise InputError(
+            f"{folder / args.train_file}: {len(splits['train'])} documents do not fill one step "
+            f"of {group} (train_batch_size x gradient_accumulation_steps)"
+        )
+    return splits
+
+
+def load_tokenizer(name):
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"tokenizer {name}: cannot be loaded: {reason}") from None
+
+
+def load_parts(args):
+    """The tokenizer and the model of a run: new, from a run folder or from a released .pt."""
+    path = Path(args.load_path)
+    if args.load_path and path.is_dir():
+        return load_tokenizer(path / "tokenizer"), load_model(path)[0]
+    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
+    source = args.model_name_or_path, args.config_name
+    sizes = {"num_class": args.num_class, "emb_size": args.emb_size}
+    if not args.load_path:
+        encoder = build_encoder(*source, attention_dropout=args.attention_dropout)
+        return tokenizer, DocREModel(encoder, **sizes)
+    state = load_state(path)
+    if "head_extractor.bias" in state and "bilinear.weight" in state:
+        sizes["emb_size"] = len(state["head_extractor.bias"])
+        sizes["block_size"] = state["bilinear.weight"].shape[1] // sizes["emb_size"]
+    model = DocREModel(build_encoder(*source, weights=False), **sizes)
+    load_weights(model, path)
+    return tokenizer, model
+
+
+def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6):
+    """AdamW without weight decay, as the released code has it; the new layers learn faster."""
+    encoder = list(model.model.parameters())
+    inside = {id(parameter) for parameter in encoder}
+    new = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    groups = [{"params": encoder}, {"params": new, "lr": classifier_lr}]
+    return torch.optim.AdamW(
+        groups, lr=learning_rate, eps=adam_epsilon, weight_decay=0.0, fused=True
+    )
+
+
+def make_schedule(optimizer, num_steps, warmup_ratio):
+    """Linear warm-up over the first warmup_ratio of the steps, then linear to 0."""
+    warmup = int(num_steps * warmup_ratio)
+    return transformers.get_linear_schedule_with_warmup(optimizer, warmup, num_steps)
+
+
+def train_step(model, batches, loss_function, optimizer, schedule, scaler, amp, max_grad_norm):
+    """One step of the optimizer over one accumulation group of batches; returns the mean loss."""
+    total = 0.0
+    for batch in batches:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        with amp():
+            logits = model(**inputs)
+        # A batch without any pair (documents of one entity) has no loss, and zero gradients.
+        loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
+        loss = loss / len(batches)
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    schedule.step()
+    optimizer.zero_grad()
+    return total
+
+
+def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
+    """The document numbers of an epoch, shuffled: groups of batches; the last, incomplete group is
+    dropped. by_length: documents are sorted within each 16 groups, and the groups shuffled again."""
+
+    def cut(items, size):
+        return [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
+
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    size = batch_size * accumulation
+    order = order[: len(order) // size * size]
+    if by_length:
+        parts = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
+        order = [i for part in parts for i in sorted(part, key=lambda i: lengths[i])]
+    groups = [cut(group, batch_size) for group in cut(order, size)]
+    if by_length:
+        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    return groups
+
+
+@torch.no_grad()
+def predict_logits(model, features, make_batch, batch_size, amp, progress=""):
+    """Logits [pairs, classes] (float32, on the CPU) and labels of all pairs, document by document
+    in the order of `features`. Documents of like length share a batch."""
+    model.eval()
+    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
+    parts = [None] * len(features)
+    bar = tqdm(total=len(features), desc=progress, unit="doc", leave=False, disable=not progress)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = make_batch([features[i] for i in chosen])
+        labels, doc = batch.pop("labels"), batch["pairs"][:, 0]
+        with amp():
+            logits = model(**batch)
+        counts = torch.bincount(doc, minlength=len(chosen)).tolist()
+        split = zip(logits.cpu().split(counts), labels.cpu().split(counts), strict=True)
+        for i, pieces in zip(chosen, split, strict=True):
+            parts[i] = pieces
+        bar.update(len(chosen))
+    bar.close()
+    return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+
+
+def to_official(predicted, features, rel2id):
+    """Multi-hot predictions of all pairs -> a submission: a list of {title, h_idx, t_idx, r}."""
+    name_of = {number: name for name, number in rel2id.items()}
+    submission, start = [], 0
+    for feature in features:
+        pairs = entity_pairs(len(feature["entity_pos"]))
+        rows, classes = predicted[start : start + len(pairs), 1:].nonzero().T.tolist()
+        for row, relation in zip(rows, classes, strict=True):
+            head, tail = pairs[row].tolist()
+            submission.append(
+                {
+                    "title": feature["title"],
+                    "h_idx": head,
+                    "t_idx": tail,
+                    "r": name_of[relation + 1],
+                }
+            )
+        start += len(pairs)
+    return submission
+
+
+class Run:
+    """What training and evaluation of one run share: the model, the data and the settings."""
+
+    def __init__(self, args):
+        self.args = args
+        self.rel2id = relation_ids(args.rel2id)
+        self.splits = read_splits(args, self.rel2id)
+        self.train_facts = evaluation.named_facts(self.splits["train"])
+        set_seed(args.seed)
+        self.tokenizer, model = load_parts(args)
+        self.model = model.to(args.device)
+        kind = transformer_type(model.model.config)
+        if args.transformer_type not in (None, kind):
+            raise InputError(
+                f"--transformer_type {args.transformer_type}: the encoder is of type {kind}"
+            )
+        self.features = {
+            name: docred_features(documents, self.tokenizer, args.max_seq_length, self.rel2id)
+            for name, documents in self.splits.items()
+            if name != "train" or not args.load_path
+        }
+        tokens = *special_tokens(self.tokenizer, kind), self.tokenizer.pad_token_id
+        self.collate = partial(
+            collate, tokens=tokens, num_class=args.num_class, size=window_size(model.model.config)
+        )
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(args.precision)
+        kind = torch.device(args.device).type
+        self.amp = partial(torch.autocast, kind, dtype=dtype, enabled=dtype is not None)
+
+    def batch(self, features):
+        """The batch of these documents, on the run's device."""
+        return {
+            name: tensor.to(self.args.device) for name, tensor in self.collate(features).items()
+        }
+
+    def evaluate(self, split):
+        """Scores, submission and arrays (logits, labels, threshold) of a split."""
+        args, features = self.args, self.features[split]
+        batch_size = args.test_batch_size
+        logits, labels = predict_logits(
+            self.model, features, self.batch, batch_size, self.amp, f"evaluate {split}"
+        )
+        predicted = decode(logits, args.loss_type, args.num_labels)
+        submission = to_official(predicted, features, self.rel2id)
+        threshold = threshold_of(logits, args.loss_type)
+        arrays = {"logits": logits, "labels": labels, "threshold": threshold}
+        arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
+        scores = evaluation.evaluate(submission, self.splits[split], self.train_facts)
+        return scores | evaluation.count_patterns(**arrays), submission, arrays
+
+    def describe(self):
+        """What the run was made from, for results.json: settings, data and software."""
+        args = self.args
+        files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
+        data = {}
+        for split, documents in self.splits.items():
+            content = (Path(args.data_dir) / files[split]).read_bytes()
+            data[split] = {
+                "file": files[split],
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "documents": len(documents),
+                "triples": sum(len(document["labels"]) for document in documents),
+            }
+        on_gpu = args.device.startswith("cuda")
+        return {
+            "args": vars(args),
+            "data": data,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+
+
+def train(run, folder, log):
+    """Trains, keeps the weights of the best dev F1 in the run folder; returns that evaluation."""
+    args, features = run.args, run.features["train"]
+    lengths = [len(feature["input_ids"]) for feature in features]
+    generator = torch.Generator().manual_seed(args.seed)
+    per_epoch = len(features) // args.train_batch_size // args.gradient_accumulation_steps
+    num_steps = per_epoch * args.num_train_epochs
+    optimizer = make_optimizer(run.model, args.learning_rate, args.classifier_lr, args.adam_epsilon)
+    schedule = make_schedule(optimizer, num_steps, args.warmup_ratio)
+    scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.precision == "fp16")
+    loss_function = get_loss(args.loss_type, args.margin, args.gamma, args.hinge_norm)
+    step, best, started = 0, None, time.perf_counter()
+    losses = []  # of the steps since the last evaluation; on the device, so that no step waits
+
+    def evaluate_dev(epoch):
+        nonlocal best
+        scores = run.evaluate("dev")[0]
+        mean_loss = torch.stack(losses).mean().item()
+        losses.clear()
+        seconds = round(time.perf_counter() - started, 1)
+        record = {
+            "epoch": epoch,
+            "step": step,
+            "loss": mean_loss,
+            "seconds": seconds,
+            "dev": scores,
+        }
+        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        is_best = best is None or scores["f1"] > best["dev"]["f1"]
+        tqdm.write(
+            f"epoch {epoch:3d}  step {step:5d}  loss {mean_loss:8.4f}  dev F1 "
+            f"{100 * scores['f1']:5.2f}  precision {100 * scores['precision']:5.2f}  recall "
+            f"{100 * scores['recall']:5.2f}  {seconds:6.0f} s{'  *' if is_best else ''}"
+        )
+        log({"loss": mean_loss} | {f"dev/{name}": x for name, x in scores.items()}, step)
+        if is_best:
+            best = record
+            save_weights(run.model, folder)
+
+    bar = tqdm(total=num_steps * args.train_batch_size, desc="train", unit="doc")
+    for epoch in range(1, args.num_train_epochs + 1):
+        groups = epoch_groups(
+            lengths,
+            args.train_batch_size,
+            args.gradient_accumulation_steps,
+            generator,
+            args.group_by_length,
+        )
+        for group in groups:
+            run.model.train()
+            batches = (run.batch([features[i] for i in batch]) for batch in group)
+            loss = train_step(
+                run.model,
+                list(batches),
+                loss_function,
+                optimizer,
+                schedule,
+                scaler,
+                run.amp,
+                args.max_grad_norm,
+            )
+            losses.append(loss)
+            step += 1
+            bar.update(len(group) * args.train_batch_size)
+            if step % 10 == 0 or step == num_steps:
+                if not torch.isfinite(loss):
+                    raise InputError(
+                        f"the loss is {loss.item()} at step {step}: try a smaller "
+                        "--learning_rate or --precision fp32; the best weights so far are kept"
+                    )
+                bar.set_postfix(epoch=epoch, loss=f"{loss.item():.3f}", refresh=False)
+            if args.evaluation_steps > 0 and step % args.evaluation_steps == 0:
+                evaluate_dev(epoch)
+        if losses:
+            evaluate_dev(epoch)
+    bar.close()
+    return best
+
+
+def start_wandb(args):
+    """A function (record, step) that logs to wandb, or to nowhere; needs no account by default."""
+    if args.wandb == "disabled":
+        return lambda record, step: None
+    import wandb
+
+    folder = args.output_dir or None
+    wandb.init(
+        project=args.proj_name, name=args.run_name, mode=args.wandb, config=vars(args), dir=folder
+    )
+    return wandb.log
+
+
+def prepare_folder(args):
+    """The run folder, made and emptied of what an earlier run left; None without --output_dir."""
+    if not args.output_dir:
+        return None
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("results.json", "metrics.jsonl", "predictions.json", "test_logits.npz"):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {folder}: {error.strerror}") from None
+    return folder
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    run = Run(args)
+    folder = prepare_folder(args)
+    results = run.describe()
+    if args.load_path:
+        results["dev"] = run.evaluate("dev")[0]
+    else:
+        save_config(run.model, folder, run={name: getattr(args, name) for name in SAVED_WITH_MODEL})
+        run.tokenizer.save_pretrained(folder / "tokenizer")
+        best = train(run, folder, start_wandb(args))
+        results |= {"best": {"epoch": best["epoch"], "step": best["step"]}, "dev": best["dev"]}
+        load_weights(run.model, folder / "model.safetensors")
+    print(f"dev\n{evaluation.format_scores(results['dev'])}")
+    if "test" in run.splits:
+        results["test"], submission, arrays = run.evaluate("test")
+        print(f"test\n{evaluation.format_scores(results['test'])}")
+        if folder:
+            write_json(folder / "predictions.json", submission, indent=0)
+        if folder and args.save_logits:
+            write_atomically(folder / "test_logits.npz", partial(save_arrays, arrays=arrays))
+    if folder:
+        write_json(folder / "results.json", results)
+        print(f"run folder: {folder}")
+
+
+if __name__ == "__main__":
+    run_main(main)

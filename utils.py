@@ -1,0 +1,155 @@
+"""Batches, seeding, run folders: what is neither model nor data format."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import ujson
+
+from prepro import entity_pairs
+
+
+def set_seed(seed):
+    """Seeds python, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def special_tokens(tokenizer, transformer_type):
+    """What opens and closes a window of a long document (lists of token ids): RoBERTa's released
+    recipe closes one with two separators."""
+    closing = 2 if transformer_type == "roberta" else 1
+    return [tokenizer.cls_token_id], [tokenizer.sep_token_id] * closing
+
+
+def window_starts(length, size, num_special):
+    """Where the windows of a document start, in tokens: the first at 0, the last ends at its end.
+
+    Up to 2 * size tokens there are at most two, as in the released code (they miss up to
+    2 * size - length + num_special - 2 tokens in the middle of a document of nearly 2 * size
+    tokens; kept, so that scores are comparable); beyond, as many as cover every token.
+    """
+    if length <= size:
+        return [0]
+    fresh = size - num_special  # what a window adds at most: its special tokens hide text
+    count = 2 if length <= 2 * size else 1 + -(-(length - size) // fresh)
+    return [i * (length - size) // (count - 1) for i in range(count)]
+
+
+def collate(features, tokens, num_class=97, size=512):
+    """Features -> one batch, a dict of dense tensors (B documents, W windows, R mentions, E
+    entities, P pairs; padded with 0):
+
+    input_ids, attention_mask [W, T]; without documents longer than `size`, W = B and T = L
+    mention_pos      [B, R]     token of each mention's opening "*"
+    entity_mentions  [B, E, R]  True where a mention belongs to an entity
+    pairs            [P, 3]     (document, head, tail), all ordered pairs of the documents in turn
+    labels           [P, num_class] bool, class 0 where nothing holds
+    and, where a document is longer than `size` tokens:
+    window_doc, window_start [W]; window_valid [W, T]: the tokens that are the document's own text
+
+    tokens: (opening ids, closing ids, padding id), see `special_tokens`. A mention whose marker was
+    cut off is left out. (As in the released code, a marker right at the cut falls on [SEP].)
+    """
+    batch = _windows(features, tokens, size)
+    batch |= _mentions(features)
+    batch |= _pairs(features, num_class)
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def _windows(features, tokens, size):
+    opening, closing, padding = tokens
+    windows = []  # (document, start, ids, first own token, end of the own tokens)
+    for i, feature in enumerate(features):
+        ids = feature["input_ids"]
+        starts = window_starts(len(ids), size, len(opening) + len(closing))
+        for k, start in enumerate(starts):
+            own = ids[start : start + size]
+            head = opening if k > 0 else []
+            tail = closing if k < len(starts) - 1 else []
+            end = len(own) - len(tail)
+            windows.append((i, start, head + own[len(head) : end] + tail, len(head), end))
+    width = max(len(x[2]) for x in windows)
+    input_ids = np.full((len(windows), width), padding, dtype=np.int64)
+    mask = np.zeros((len(windows), width), dtype=np.int64)
+    valid = np.zeros((len(windows), width), dtype=bool)
+    for row, (_, _, ids, first, end) in enumerate(windows):
+        input_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = 1
+        valid[row, first:end] = True
+    batch = {"input_ids": input_ids, "attention_mask": mask}
+    if len(windows) > len(features):
+        batch["window_doc"] = np.array([x[0] for x in windows])
+        batch["window_start"] = np.array([x[1] for x in windows])
+        batch["window_valid"] = valid
+    return batch
+
+
+def _mentions(features):
+    kept = []  # per document (entity, token)
+    for feature in features:
+        length = len(feature["input_ids"])
+        kept.append(
+            [
+                (e, start + 1)  # 1: [CLS]
+                for e, spans in enumerate(feature["entity_pos"])
+                for start, _ in spans
+                if start + 1 < length
+            ]
+        )
+    num_mentions = max(1, *map(len, kept))
+    num_entities = max(1, *(len(feature["entity_pos"]) for feature in features))
+    position = np.zeros((len(features), num_mentions), dtype=np.int64)
+    belongs = np.zeros((len(features), num_entities, num_mentions), dtype=bool)
+    for i, mentions in enumerate(kept):
+        for j, (entity, token) in enumerate(mentions):
+            position[i, j] = token
+            belongs[i, entity, j] = True
+    return {"mention_pos": position, "entity_mentions": belongs}
+
+
+def _pairs(features, num_class):
+    pairs, rows, classes, total = [], [], [], 0
+    for i, feature in enumerate(features):
+        num_entities = len(feature["entity_pos"])
+        ends = entity_pairs(num_entities)
+        pairs.append(np.concatenate([np.full((len(ends), 1), i), ends], axis=1))
+        head, tail, relation = feature["triples"].T
+        rows.append(total + head * (num_entities - 1) + tail - (tail > head))
+        classes.append(relation)
+        total += len(ends)
+    labels = np.zeros((total, num_class), dtype=bool)
+    labels[np.concatenate(rows), np.concatenate(classes)] = True
+    labels[:, 0] = ~labels[:, 1:].any(1)
+    return {"pairs": np.concatenate(pairs), "labels": labels}
+
+
+def write_atomically(path, write):
+    """Calls write(temporary path) beside `path` and moves the result into place: a reader, or a
+    kill at any moment, sees the old file or the new one."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path, content, indent=1):
+    """Writes JSON atomically."""
+    text = ujson.dumps(content, indent=indent, ensure_ascii=False, escape_forward_slashes=False)
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text + "\n", "utf-8"))
+
+
+def save_arrays(path, arrays):
+    """Writes named numpy arrays, compressed (.npz), to exactly this path."""
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
