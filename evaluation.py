@@ -93,7 +93,7 @@ def _micro(correct, predicted, gold, prefix=""):
 
 
 def _ign_f1(correct, predicted, gold, known):
-    """F1 with the known facts taken out of the correct and the predicted (official: not of gold)."""
+    """F1 with the known facts taken out of the correct and the predicted, not out of the gold."""
     return _f1((correct - known) / (predicted - known + 1e-5), _ratio(correct, gold))
 
 

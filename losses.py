@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 
 def _split(logits, labels):
-    """Logits in float32 or float64, and the masks of P and N, [pairs, classes]; both 0 at class 0."""
+    """Logits in float32 or float64, and the masks of P and N (class 0 in neither)."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     positive = labels > 0
     negative = ~positive

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from opt_einsum import contract
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel
@@ -105,7 +106,7 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos):
     heads, size = encoder.config.num_attention_heads, seen[names[0]].shape[-1]
     query = seen[names[0]][window, mention_pos].unflatten(-1, (heads, -1))  # [W, R, heads, size]
     key = seen[names[1]].unflatten(-1, (heads, -1))  # [W, T, heads, size]
-    scores = torch.einsum("wrhs,wths->wrht", query, key) * (size // heads) ** -0.5
+    scores = contract("wrhs,wths->wrht", query, key) * (size // heads) ** -0.5
     scores = at_least_float32(scores).masked_fill(attention_mask[:, None, None] == 0, -torch.inf)
     dropout = getattr(encoder.config, _dropout_name(encoder.config))
     return hidden, F.dropout(scores.softmax(-1), dropout, encoder.training)

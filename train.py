@@ -234,8 +234,8 @@ def train_step(model, batches, loss_function, optimizer, schedule, scaler, amp, 
 
 
 def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
-    """The document numbers of an epoch, shuffled: groups of batches; the last, incomplete group is
-    dropped. by_length: documents are sorted within each 16 groups, and the groups shuffled again."""
+    """The document numbers of an epoch, shuffled: groups of batches, the last incomplete group
+    dropped. by_length: sorted by length within every 16 groups, then the groups shuffled again."""
 
     def cut(items, size):
         return [items[i : i + size] for i in range(0, len(items) - size + 1, size)]

@@ -1,0 +1,51 @@
+# Sourced by the other scripts: sets ROOT and PYTHON, an interpreter that has the requirements.
+#
+# The first call makes a virtual environment, .venv, and installs requirements.txt into it; later
+# calls find it as it is. PYTHON=/path/to/python uses an environment of your own instead, as it is.
+# TORCH picks another build, e.g. TORCH="torch==2.8.0".
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+export TOKENIZERS_PARALLELISM=false
+
+# install NAME FILE [PACKAGE ...]: once for each content of FILE
+install() {
+  local stamp="$ROOT/.venv/installed-$1"
+  cmp -s "$2" "$stamp" && return
+  echo "installing $(basename "$2") (once) ..." >&2
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check "${@:3}" -r "$2" >&2
+  cp "$2" "$stamp"
+}
+
+if [[ -z "${PYTHON:-}" ]]; then
+  PYTHON="$ROOT/.venv/bin/python"
+  if [[ ! -x "$PYTHON" ]]; then
+    base="$(command -v python3 || command -v python || true)"
+    if ! "${base:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+      echo "error: Python 3.10 or newer is needed; set PYTHON to one that has the requirements" >&2
+      exit 2
+    fi
+    echo "making a virtual environment, .venv ..." >&2
+    "$base" -m venv "$ROOT/.venv"
+  fi
+  # One build of torch for everybody, so that scores can be compared.
+  install requirements "$ROOT/requirements.txt" "${TORCH:-torch==2.13.0}"
+fi
+
+# data_dir FLAGS...: the value of --data_dir among them, else REDOCRED_DIR, else dataset/redocred,
+# which is downloaded where it is missing.
+data_dir() {
+  local given=""
+  while (($#)); do
+    case "$1" in
+      --data_dir) given="${2:-}" ;;
+      --data_dir=*) given="${1#*=}" ;;
+    esac
+    shift
+  done
+  given="${given:-${REDOCRED_DIR:-}}"
+  if [[ -z "$given" ]]; then
+    given="$ROOT/dataset/redocred"
+    "$ROOT/scripts/download_redocred.sh" "$given" >&2
+  fi
+  echo "$given"
+}

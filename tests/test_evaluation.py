@@ -1,0 +1,193 @@
+"""Scores against slow, separate code; and the command."""
+
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_document
+
+from evaluation import PATTERNS, count_patterns, evaluate, prediction_patterns, read_predictions
+from prepro import InputError
+
+
+@pytest.fixture
+def split():
+    """Truth, training documents that share some names, and a submission with all that happens."""
+    rng = random.Random(3)
+    truth = [make_document(rng, 7, title=f"Doc {i}") for i in range(6)]
+    train = [make_document(rng, 7, title=f"Train {i}") for i in range(2)]
+    predictions = []
+    for document in truth:
+        for x in document["labels"]:
+            if rng.random() < 0.6:
+                r = x["r"] if rng.random() < 0.8 else "P50"
+                predictions.append(
+                    {"title": document["title"], "h_idx": x["h"], "t_idx": x["t"], "r": r}
+                )
+    predictions += predictions[:5]  # duplicates
+    predictions += [{"title": "Unknown", "h_idx": 0, "t_idx": 1, "r": "P17"}]
+    return truth, train, predictions
+
+
+def f1_of(precision, recall):
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0
+
+
+def test_scores_against_slow_version(split):
+    truth, train, predictions = split
+    scores = evaluate(predictions, truth, train)
+    unique = []
+    for x in predictions:
+        key = (x["title"], x["h_idx"], x["t_idx"], x["r"])
+        if key not in unique:
+            unique.append(key)
+    gold = [(d["title"], x["h"], x["t"], x["r"]) for d in truth for x in d["labels"]]
+    correct = [key for key in unique if key in gold]
+    precision, recall = len(correct) / len(unique), len(correct) / len(gold)
+    assert scores["precision"] == pytest.approx(precision)
+    assert scores["f1"] == pytest.approx(f1_of(precision, recall))
+
+    def known(key):
+        entities = next(d for d in truth if d["title"] == key[0])["vertexSet"]
+        for d in train:
+            for x in d["labels"]:
+                heads = {m["name"] for m in d["vertexSet"][x["h"]]}
+                tails = {m["name"] for m in d["vertexSet"][x["t"]]}
+                if x["r"] == key[3] and any(
+                    m["name"] in heads and n["name"] in tails
+                    for m in entities[key[1]]
+                    for n in entities[key[2]]
+                ):
+                    return True
+        return False
+
+    in_train = [key for key in correct if known(key)]
+    assert 0 < len(in_train) < len(correct)
+    ign = (len(correct) - len(in_train)) / (len(unique) - len(in_train) + 1e-5)
+    assert scores["ign_f1"] == pytest.approx(f1_of(ign, recall))
+
+    relations = sorted({key[3] for key in gold})
+    macro, macro_ign = [], []
+    for r in relations:
+        of_r = [[key for key in keys if key[3] == r] for keys in (correct, unique, gold, in_train)]
+        c, p, g, k = map(len, of_r)
+        macro.append(f1_of(c / p if p else 0, c / g))
+        macro_ign.append(f1_of((c - k) / (p - k + 1e-5), c / g))
+    assert scores["macro_f1"] == pytest.approx(sum(macro) / len(relations))
+    assert scores["macro_ign_f1"] == pytest.approx(sum(macro_ign) / len(relations))
+    assert scores["f1"] != scores["macro_f1"]
+
+
+def test_breakdowns_add_up(split):
+    truth, train, predictions = split
+    scores = evaluate(predictions, truth, train)
+    gold = sum(len(d["labels"]) for d in truth)
+    sentences = {d["title"]: d["vertexSet"] for d in truth}
+
+    def intra(title, h, t):
+        ids = [{m["sent_id"] for m in sentences[title][i]} for i in (h, t)]
+        return bool(ids[0] & ids[1])
+
+    within = sum(intra(d["title"], x["h"], x["t"]) for d in truth for x in d["labels"])
+    assert 0 < within < gold
+    correct = scores["recall"] * gold
+    parts = scores["intra_r"] * within + scores["inter_r"] * (gold - within)
+    assert parts == pytest.approx(correct)
+
+
+def test_nothing_predicted_and_everything_right(split):
+    truth, train, _ = split
+    nothing = evaluate([], truth, train)
+    assert nothing["f1"] == nothing["ign_f1"] == nothing["macro_f1"] == 0
+    perfect = [
+        {"title": d["title"], "h_idx": x["h"], "t_idx": x["t"], "r": x["r"]}
+        for d in truth
+        for x in d["labels"]
+    ]
+    scores = evaluate(perfect, truth, train)
+    assert scores["f1"] == scores["intra_f1"] == scores["macro_f1"] == 1
+
+
+def slow_pattern(scores, labels):
+    predicted = {r for r in range(1, len(scores)) if scores[r] > scores[0]}
+    true = {r for r in range(1, len(scores)) if labels[r]}
+    if not predicted:
+        if not true:
+            return "TN"
+        false = set(range(1, len(scores))) - true
+        ranked = all(scores[r] > scores[q] for r in true for q in false)
+        return "FN_CRK" if ranked else "FN_IRK"
+    return "TP" if predicted == true else "FP"
+
+
+def test_patterns_against_slow_version():
+    """With up to 6 relations on a pair: correct ranking has no limit of three or four."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((600, 12))
+    logits = rng.normal(size=labels.shape)
+    for i in range(600):
+        chosen = rng.choice(np.arange(1, 12), rng.integers(0, 7), replace=False)
+        labels[i, chosen] = 1
+        logits[i, chosen] += rng.choice([0, 4])
+        logits[i, 0] += rng.choice([-3, 0, 9])
+    expected = [slow_pattern(s, y) for s, y in zip(logits, labels, strict=True)]
+    found = [PATTERNS[i] for i in prediction_patterns(logits, labels)]
+    assert found == expected and set(found) == set(PATTERNS)
+    many = [i for i in range(600) if labels[i].sum() > 4 and expected[i] == "FN_CRK"]
+    assert many
+    counts = count_patterns(logits, labels)
+    assert counts["FN_CRK/FN"] == expected.count("FN_CRK") / sum("FN" in x for x in expected)
+    false = 600 - expected.count("TP") - expected.count("TN")
+    assert counts["F/(T+F)"] == false / 600
+
+
+def run_command(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "evaluation.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_command(tmp_path, split):
+    truth, train, predictions = split
+    for name, content in (("truth", truth), ("train", train), ("pred", predictions)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    paths = {name: tmp_path / f"{name}.json" for name in ("truth", "train", "pred", "out")}
+    result = run_command(
+        "--pred", paths["pred"], "--truth", paths["truth"], "--train", paths["train"],
+        "--output", paths["out"],
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    scores = evaluate(predictions, truth, train)
+    assert json.loads(paths["out"].read_text()) == pytest.approx(scores)
+    assert f"F1 {100 * scores['f1']:.2f}   Ign F1 {100 * scores['ign_f1']:.2f}" in result.stdout
+
+    paths["pred"].write_text('[{"title": "Doc 0", "h_idx": 9, "t_idx": 1, "r": "P17"}]')
+    result = run_command("--pred", paths["pred"], "--truth", paths["truth"])
+    assert result.returncode == 2
+    message = f"error: {paths['pred']}: prediction 0: h_idx: 9 is not one of 7 entities\n"
+    assert result.stderr == message
+
+
+@pytest.mark.parametrize("content,message", [
+    ({}, "expected a list of predictions, found dict"),
+    ([3], "prediction 0: expected an object"),
+    ([{"title": "Doc 0", "h_idx": 0, "t_idx": 1}], "prediction 0: r: expected str, found None"),
+    ([{"title": "Doc 0", "h_idx": 0, "t_idx": 1, "r": "X"}], "prediction 0: r: unknown relation"),
+    ([{"title": "Doc 0", "h_idx": 0, "t_idx": 1.5, "r": "P17"}], "t_idx: expected int"),
+    ([{"title": "Doc 0", "h_idx": 0, "t_idx": -1, "r": "P17"}], "-1 is not one of 7 entities"),
+    (
+        [{"title": "Doc 0", "h_idx": 0, "t_idx": 1, "r": "P17", "evidence": 3}],
+        "prediction 0: evidence: expected a list",
+    ),
+])  # fmt: skip
+def test_bad_submissions(tmp_path, split, content, message):
+    path = tmp_path / "pred.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        read_predictions(path, split[0])
+    assert message in str(error.value) and str(path) in str(error.value)

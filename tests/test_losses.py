@@ -1,0 +1,172 @@
+"""Every loss against a slow, independent version, and the properties the paper claims."""
+
+import math
+
+import pytest
+import torch
+
+from losses import LOSSES, decode, get_loss
+
+CASES = [(name, "separate") for name in LOSSES] + [("HingeABL", "joint")]
+
+
+def slow_loss(logits, labels, name, norm="separate", margin=None, gamma=1.0):
+    """Double loops over pairs and relations, straight from the formulas."""
+    total = 0.0
+    for s, y in zip(logits.tolist(), labels.tolist(), strict=True):
+        relations = range(1, len(s))
+        pos = [r for r in relations if y[r]]
+        neg = [r for r in relations if not y[r]]
+        th = s[0]
+        d = {r: s[r] - th if y[r] else th - s[r] for r in relations}
+
+        def penalty(r, d=d):
+            return math.log(1 + math.exp(-d[r]))
+
+        if name == "balance_softmax":
+            total += math.log(1 + sum(math.exp(-s[r]) for r in range(len(s)) if y[r]))
+            total += math.log(1 + sum(math.exp(s[r]) for r in range(len(s)) if not y[r]))
+        elif name in ("ATL", "AFL"):
+            total -= math.log(math.exp(th) / (math.exp(th) + sum(math.exp(s[r]) for r in neg)))
+            for r in pos:
+                if name == "ATL":
+                    rivals = math.exp(th) + sum(math.exp(s[q]) for q in pos)
+                    total -= math.log(math.exp(s[r]) / rivals)
+                else:
+                    p = math.exp(s[r]) / (math.exp(s[r]) + math.exp(th))
+                    total -= (1 + (1 - p) ** gamma) * math.log(p)
+        elif name == "AML":
+            total += sum(max(0.0, (margin or 1.0) - d[r]) for r in relations)
+        elif name == "SAT":
+            total += sum(penalty(r) for r in relations)
+        elif name == "MeanSAT":
+            total += sum(sum(penalty(r) for r in part) / len(part) for part in (pos, neg) if part)
+        else:
+            w = {r: max(0.0, (margin or 5.0) - d[r]) for r in relations}
+            for part in (pos, neg) if norm == "separate" else (pos + neg,):
+                whole = sum(w[r] for r in part)
+                total += sum(w[r] / whole * penalty(r) for r in part) if whole else 0.0
+    return total / len(logits)
+
+
+def example(num_pairs=40, num_class=97, scale=4.0, seed=0):
+    """Logits and labels: pairs with none, one and several relations, one with all."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(num_pairs, num_class, generator=generator, dtype=torch.float64)
+    labels = torch.zeros(num_pairs, num_class)
+    for i in range(num_pairs):
+        count = (0, 0, 1, 2, 5)[i % 5]
+        labels[i, 1 + torch.randperm(num_class - 1, generator=generator)[:count]] = 1
+    labels[-1, 1:] = 1
+    labels[:, 0] = labels[:, 1:].sum(1) == 0
+    return logits, labels
+
+
+@pytest.mark.parametrize("name,norm", CASES)
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_against_slow_version(name, norm, scale):
+    logits, labels = example(scale=scale)
+    loss = get_loss(name, hinge_norm=norm)(logits, labels)
+    assert loss.item() == pytest.approx(slow_loss(logits, labels, name, norm), rel=1e-12)
+    assert get_loss(name, hinge_norm=norm)(logits, labels.bool()).item() == loss.item()
+
+
+@pytest.mark.parametrize("name,options", [
+    ("AML", {"margin": 2.5}),
+    ("HingeABL", {"margin": 1.0}),
+    ("HingeABL", {"margin": 10.0}),
+    ("AFL", {"gamma": 2.0}),
+])  # fmt: skip
+def test_margin_and_gamma(name, options):
+    logits, labels = example(seed=1)
+    expected = slow_loss(logits, labels, name, **options)
+    assert get_loss(name, **options)(logits, labels).item() == pytest.approx(expected, rel=1e-12)
+    assert get_loss(name)(logits, labels).item() != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name,norm", CASES)
+def test_gradcheck(name, norm):
+    logits, labels = example(num_pairs=6, num_class=9, scale=2.0)
+    function = get_loss(name, hinge_norm=norm)
+    assert torch.autograd.gradcheck(lambda x: function(x, labels), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("name,norm", CASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_finite_at_extreme_logits(name, norm, dtype):
+    _, labels = example()
+    signs = torch.where(torch.rand(labels.shape, generator=torch.manual_seed(0)) < 0.5, -1, 1)
+    for values in (200.0 * signs, 200.0 * (1 - 2 * labels), -200.0 * (1 - 2 * labels)):
+        logits = values.to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = get_loss(name, hinge_norm=norm)(logits, labels)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert loss.isfinite() and logits.grad.isfinite().all()
+
+
+def test_hinge_joint_by_hand():
+    # one pair, P = {1}, N = {2, 3}, m = 5: d = (1, 2, 7), w = (4, 3, 0) / 7 by Eq. 10
+    logits = torch.tensor([[0.0, 1.0, -2.0, -7.0]], dtype=torch.float64)
+    labels = torch.tensor([[0, 1, 0, 0]])
+    softplus = [math.log1p(math.exp(-d)) for d in (1, 2)]
+    joint = get_loss("HingeABL", hinge_norm="joint")(logits, labels)
+    assert joint.item() == pytest.approx((4 * softplus[0] + 3 * softplus[1]) / 7, rel=1e-12)
+    separate = get_loss("HingeABL", hinge_norm="separate")(logits, labels)
+    assert separate.item() == pytest.approx(softplus[0] + softplus[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["separate", "joint"])
+def test_hinge_lets_go_beyond_the_margin(norm):
+    """Appendix E: zero loss and zero gradient for d_r >= m."""
+    logits = torch.zeros(1, 97, dtype=torch.float64)
+    labels = torch.zeros(1, 97)
+    logits[0, 1:], logits[0, 3], labels[0, 3] = -5.0, 5.0, 1
+    logits.requires_grad_()
+    loss = get_loss("HingeABL", hinge_norm=norm)(logits, labels)
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().max() == 0
+    # one negative inside the margin: it alone has a gradient (besides TH)
+    moved = logits.detach().clone()
+    moved[0, 7] = -1.0
+    moved.requires_grad_()
+    get_loss("HingeABL", hinge_norm=norm)(moved, labels).backward()
+    assert set(moved.grad[0].nonzero().flatten().tolist()) == {0, 7}
+
+
+def penalty_of_one_relation(name, distances):
+    """The loss at each d_r of a single positive relation, without its normalisation."""
+    logits = torch.stack([torch.zeros_like(distances), distances], dim=1)
+    labels = torch.tensor([[0, 1]])
+    values = torch.stack([get_loss(name)(row[None], labels) for row in logits])
+    return values * (5 - distances).clamp(min=0) if name == "HingeABL" else values
+
+
+def test_aml_is_linear_and_hinge_strictly_convex_below_the_margin():
+    """Appendix E: second differences of the penalty of one relation against d_r."""
+    below = torch.linspace(-6, 0.9, 50, dtype=torch.float64)
+    aml = penalty_of_one_relation("AML", below)
+    assert aml.diff().diff().abs().max() < 1e-12
+    assert aml.diff() == pytest.approx(-below.diff())
+    hinge = penalty_of_one_relation("HingeABL", torch.linspace(-6, 4.9, 80, dtype=torch.float64))
+    assert (hinge.diff() < 0).all() and (hinge.diff().diff() > 1e-6).all()
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="unknown loss 'atl', one of ATL"):
+        get_loss("atl")
+    with pytest.raises(ValueError, match="hinge_norm"):
+        get_loss("HingeABL", hinge_norm="both")
+
+
+@pytest.mark.parametrize("loss_type", ["ATL", "balance_softmax"])
+def test_decode_against_slow_version(loss_type):
+    logits, _ = example(num_pairs=200, num_class=12)
+    for limit in (-1, 2, 4, 12, 50):
+        for s, predicted in zip(logits.tolist(), decode(logits, loss_type, limit), strict=True):
+            threshold = 0.0 if loss_type == "balance_softmax" else s[0]
+            ranked = sorted(range(12), key=lambda r: -s[r])[: limit if limit > 0 else 12]
+            kept = [r for r in ranked if s[r] > threshold and r > 0]
+            expected = torch.zeros(12, dtype=torch.float64)
+            expected[kept or [0]] = 1
+            assert torch.equal(predicted, expected)

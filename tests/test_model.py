@@ -1,0 +1,289 @@
+"""The model: batches, padding, order of entities, long documents, encoders, checkpoints."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_document, small_encoder, small_model
+from safetensors.torch import save_file
+
+from model import (
+    DocREModel,
+    build_encoder,
+    grouped_bilinear,
+    load_model,
+    load_weights,
+    save_config,
+    save_weights,
+    window_size,
+)
+from prepro import InputError, docred_features
+from utils import collate, window_starts
+
+TOKENS = ([2], [3], 0)
+
+
+class FakeTokenizer:
+    """Ids 10 and up by the word's first use; enough of a tokenizer for docred_features."""
+
+    cls_token_id, sep_token_id, pad_token_id, unk_token_id = 2, 3, 0, 1
+
+    def __init__(self):
+        self.ids = {"*": 4}
+
+    def __call__(self, words, add_special_tokens):
+        assert not add_special_tokens
+        ids = [[self.ids.setdefault(w, len(self.ids) + 10)] for w in sorted(words)]
+        return {"input_ids": [dict(zip(sorted(words), ids, strict=True))[w] for w in words]}
+
+    def convert_tokens_to_ids(self, token):
+        return self.ids[token]
+
+
+def features_of(*sizes, seed=0):
+    """Features of made-up documents; a size is (entities, sentences)."""
+    rng = random.Random(seed)
+    documents = [
+        make_document(rng, entities, sentences, title=f"Doc {i}")
+        for i, (entities, sentences) in enumerate(sizes)
+    ]
+    return docred_features(documents, FakeTokenizer(), max_seq_length=100_000)
+
+
+@torch.no_grad()
+def logits_of(model, features, tokens=TOKENS, size=512):
+    """Logits [E, E, 97] of every document of one batch; the diagonal is 0."""
+    batch = collate(features, tokens, size=size)
+    del batch["labels"]
+    logits, (doc, head, tail) = model(**batch), batch["pairs"].T
+    grids = []
+    for i, feature in enumerate(features):
+        num_entities = len(feature["entity_pos"])
+        grid = torch.zeros(num_entities, num_entities, logits.shape[1])
+        grid[head[doc == i], tail[doc == i]] = logits[doc == i]
+        grids.append(grid)
+    return grids
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_batch_equals_documents_one_by_one(model_type):
+    """Also with documents of one or no entity, and with long documents among short ones."""
+    model = small_model(model_type=model_type, max_position_embeddings=130)
+    features = features_of((6, 5), (1, 3), (9, 12), (2, 1), (0, 2), (4, 30))
+    assert max(len(f["input_ids"]) for f in features) > 2 * 128
+    together = logits_of(model, features, size=128)
+    spread = torch.cat([x.flatten() for x in together]).std()
+    assert spread > 0.1
+    for feature, logits in zip(features, together, strict=True):
+        alone = logits_of(model, [feature], size=128)[0]
+        assert alone.shape == logits.shape
+        assert torch.allclose(alone, logits, atol=1e-4 * spread.item())
+
+
+def test_padding_changes_nothing():
+    model = small_model()
+    batch = collate(features_of((6, 5)), TOKENS)
+    del batch["labels"]
+    padded = dict(batch)
+    for name in ("input_ids", "attention_mask", "mention_pos"):
+        padded[name] = torch.nn.functional.pad(batch[name], (0, 7))
+    padded["entity_mentions"] = torch.nn.functional.pad(batch["entity_mentions"], (0, 7, 0, 3))
+    with torch.no_grad():
+        assert torch.allclose(model(**batch), model(**padded), atol=1e-5)
+
+
+def test_permuting_entities_permutes_logits():
+    model = small_model()
+    feature = features_of((7, 6))[0]
+    order = [3, 0, 6, 1, 5, 2, 4]
+    moved = feature | {"entity_pos": [feature["entity_pos"][i] for i in order]}
+    logits, after = logits_of(model, [feature])[0], logits_of(model, [moved])[0]
+    assert not torch.allclose(logits, after, atol=1e-2)
+    assert torch.allclose(logits[order][:, order], after, atol=1e-5)
+
+
+def test_entity_whose_mentions_are_cut_off_is_a_zero_vector():
+    model = small_model()
+    feature = features_of((5, 6))[0]
+    feature["entity_pos"][2] = [(10_000, 10_003)]
+    feature["entity_pos"][4] = [(10_000, 10_003)]
+    logits = logits_of(model, [feature])[0]
+    assert logits.isfinite().all()
+    assert torch.allclose(logits[2, 0], logits[4, 0]) and torch.allclose(logits[2, 4], logits[4, 2])
+    # two zero entities: no context, no embedding, only the biases are left
+    z = [torch.tanh(x.bias)[None] for x in (model.head_extractor, model.tail_extractor)]
+    expected = grouped_bilinear(*z, model.bilinear, 64)[0]
+    assert torch.allclose(logits[2, 4], expected, atol=1e-5)
+
+
+def test_forward_against_slow_version():
+    """Pooling and classifier in loops over mentions, pairs and blocks, from the formulas."""
+    model = small_model()
+    model.model.set_attn_implementation("eager")
+    feature = features_of((6, 5), seed=3)[0]
+    ids = torch.tensor([feature["input_ids"]])
+    with torch.no_grad():
+        output = model.model(ids, torch.ones_like(ids), output_attentions=True)
+        hidden, attention = output.last_hidden_state[0], output.attentions[-1][0]
+        embeddings, weights = [], []
+        for spans in feature["entity_pos"]:
+            places = [start + 1 for start, _ in spans]
+            embeddings.append(torch.logsumexp(hidden[places], 0))
+            weights.append(attention[:, places].mean(1))
+        expected = torch.zeros(6, 6, 97)
+        for h in range(6):
+            for t in range(6):
+                if h == t:
+                    continue
+                q = (weights[h] * weights[t]).mean(0)
+                context = (q / (q.sum() + 1e-5)) @ hidden
+                z_h = torch.tanh(model.head_extractor(torch.cat([embeddings[h], context])))
+                z_t = torch.tanh(model.tail_extractor(torch.cat([embeddings[t], context])))
+                outer = torch.outer(z_h, z_t)  # one block: emb_size 64
+                expected[h, t] = model.bilinear(outer.flatten())
+    assert torch.allclose(logits_of(model, [feature])[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_special", [2, 3])
+def test_windows_cover_long_documents(num_special):
+    for length in [*range(1, 140), 1000, 5001]:
+        starts = window_starts(length, 32, num_special)
+        assert starts[0] == 0 and starts[-1] == max(0, length - 32)
+        covered = set()
+        for k, start in enumerate(starts):
+            first = start + (k > 0)
+            last = min(start + 32, length) - (num_special - 1 if k < len(starts) - 1 else 0)
+            covered |= set(range(first, last))
+        missed = length - len(covered)
+        assert missed == 0 or (length <= 64 and len(starts) == 2 and missed <= num_special)
+        assert len(starts) == (1 if length <= 32 else 2) or length > 64
+
+
+def test_attention_of_a_long_document_sums_to_one():
+    model = small_model(max_position_embeddings=128)
+    batch = collate(features_of((8, 40)), TOKENS, size=128)
+    names = ("input_ids", "attention_mask", "mention_pos")
+    windows = {k: v for k, v in batch.items() if k.startswith("window")}
+    assert len(windows) == 3 and len(batch["window_doc"]) > 3
+    with torch.no_grad():
+        tokens, rows = model.encode(*(batch[name] for name in names), **windows)
+    real = batch["entity_mentions"].any(1)
+    assert torch.allclose(rows.sum(-1)[real], torch.ones(()), atol=1e-4)
+    length = len(features_of((8, 40))[0]["input_ids"])
+    assert (tokens[0, :length].abs().sum(1) > 0).all()
+
+
+def test_grouped_bilinear_gradients():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(8 * 4, 5).double()
+    z = [torch.randn(7, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+    def function(u, v, weight, bias):
+        return grouped_bilinear(u, v, SimpleNamespace(weight=weight, bias=bias), 4)
+
+    assert torch.autograd.gradcheck(function, (*z, linear.weight, linear.bias))
+    outer = z[0].view(7, 2, 4, 1) * z[1].view(7, 2, 1, 4)
+    expected = linear(outer.flatten(1))
+    assert torch.allclose(grouped_bilinear(*z, linear, 4), expected)
+
+
+@pytest.mark.parametrize("model_type,more", [
+    ("bert", {}),
+    ("roberta", {"max_position_embeddings": 514}),
+    ("electra", {"embedding_size": 32}),
+    ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}),
+    ("deberta-v2", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    ("modernbert", {"global_attn_every_n_layers": 1}),
+])  # fmt: skip
+def test_every_encoder_type_runs_and_pads_correctly(model_type, more):
+    model = small_model(model_type=model_type, **more)
+    features = features_of((6, 5), (4, 2))
+    together, alone = logits_of(model, features), logits_of(model, features[1:])
+    assert together[1].std() > 0.01
+    assert torch.allclose(together[1], alone[0], atol=1e-3 * together[1].std().item() + 1e-4)
+
+
+def test_rows_at_mentions_equal_the_attention_returned_by_the_encoder():
+    for model_type in ("bert", "electra", "distilbert"):
+        model = small_model(model_type=model_type)
+        batch = collate(features_of((6, 5), (3, 4)), TOKENS)
+        names = ("input_ids", "attention_mask", "mention_pos")
+        with torch.no_grad():
+            rows = model.encode(*(batch[name] for name in names))[1]
+            model.model.set_attn_implementation("eager")
+            full = model.model(*(batch[name] for name in names[:2]), output_attentions=True)
+        doc = torch.arange(2)[:, None]
+        expected = full.attentions[-1][doc, :, batch["mention_pos"]]
+        assert torch.allclose(rows, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [
+    {"model_type": "t5", "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 32, "d_kv": 16},
+    {"model_type": "fnet", "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32},
+])  # fmt: skip
+def test_encoder_without_attention_is_refused_by_name(config):
+    with pytest.raises(InputError, match=f"a {config['model_type']} model does not return"):
+        build_encoder("", config | {"vocab_size": 50}, weights=False)
+
+
+def test_missing_encoder_is_one_line(tmp_path):
+    with pytest.raises(InputError) as error:
+        build_encoder(str(tmp_path / "nothing"))
+    assert "nothing: cannot be loaded" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_window_size():
+    assert window_size(small_encoder(max_position_embeddings=512).config) == 512
+    roberta = small_encoder("roberta", max_position_embeddings=514, pad_token_id=1)
+    assert window_size(roberta.config) == 512
+    assert window_size(small_encoder(max_position_embeddings=64).config) == 64
+
+
+def test_saved_model_gives_the_same_logits(tmp_path):
+    model = small_model()
+    save_config(model, tmp_path, run={"loss_type": "ATL"})
+    save_weights(model, tmp_path)
+    loaded, config = load_model(tmp_path)
+    features = features_of((5, 4))
+    assert config["run"]["loss_type"] == "ATL"
+    assert torch.equal(logits_of(model, features)[0], logits_of(loaded.eval(), features)[0])
+
+
+def test_checkpoints_load_or_are_refused(tmp_path):
+    model = small_model()
+    state = model.state_dict()
+    more = {
+        "model.pooler.dense.bias": torch.zeros(3),
+        "model.embeddings.position_ids": torch.ones(1),
+    }
+    torch.save({f"module.{k}": v for k, v in (state | more).items()}, tmp_path / "good.pt")
+    other = small_model(seed=1)
+    load_weights(other, tmp_path / "good.pt")
+    assert all(torch.equal(v, state[k]) for k, v in other.state_dict().items())
+
+    save_file({k: v for k, v in state.items() if "bilinear" not in k}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="bilinear.weight is missing; bilinear.bias is missing"):
+        load_weights(other, tmp_path / "a.safetensors")
+    torch.save(state | {"bilinear.bias": torch.zeros(3)}, tmp_path / "b.pt")
+    with pytest.raises(InputError, match=r"bilinear.bias is \[3\], not \[97\]"):
+        load_weights(other, tmp_path / "b.pt")
+    (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="c.pt: not a checkpoint"):
+        load_weights(other, tmp_path / "c.pt")
+
+
+class Payload:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('payload ran')",)
+
+
+def test_checkpoint_with_code_is_refused_and_the_code_does_not_run(tmp_path):
+    torch.save({"bilinear.bias": Payload()}, tmp_path / "hostile.pt")
+    with pytest.raises(InputError, match="hostile.pt: not a checkpoint"):
+        load_weights(small_model(), tmp_path / "hostile.pt")
+
+
+def test_emb_size_must_fit_the_blocks():
+    with pytest.raises(ValueError, match="emb_size 70"):
+        DocREModel(small_encoder(), emb_size=70)

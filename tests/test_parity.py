@@ -1,0 +1,137 @@
+"""Everything in GOLDEN_DIR (made by the authors' released code) against this project.
+
+Another directory of the same layout is checked with GOLDEN_DIR=<dir>. Nothing in it is optional.
+"""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import read
+
+from evaluation import count_patterns, evaluate
+from losses import decode, get_loss
+from model import DocREModel, build_encoder, load_weights, transformer_type
+from prepro import entity_pairs
+from train import make_optimizer, make_schedule, train_step
+from utils import collate, special_tokens
+
+LOSS_NAMES = "ATL balance_softmax AML AFL SAT MeanSAT HingeABL_separate".split()
+
+
+def golden_loss(name):
+    return get_loss(name.removesuffix("_separate"), hinge_norm="separate")
+
+
+def build(golden_dir, folder, dropout=None):
+    """The model of a golden folder, in eval mode, and the folder's configuration."""
+    config = read(golden_dir / folder / "config.json")
+    sizes = {"model_type": config["transformer_type"], **config["encoder"]}
+    if dropout is not None:
+        sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    encoder = build_encoder("", sizes, weights=False)
+    model = DocREModel(encoder, emb_size=config["emb_size"], block_size=config["block_size"])
+    load_weights(model, golden_dir / folder / "state_dict.safetensors")
+    return model.eval(), config
+
+
+def batch_of(features, tokenizer, encoder):
+    tokens = special_tokens(tokenizer, transformer_type(encoder.config))
+    return collate(features, (*tokens, tokenizer.pad_token_id))
+
+
+def test_features(golden_dir, golden_features):
+    expected = read(golden_dir / "features.json")
+    assert expected
+    for golden in expected:
+        feature = golden_features[golden["title"]]
+        assert feature["input_ids"] == golden["input_ids"]
+        spans = [[list(span) for span in entity] for entity in feature["entity_pos"]]
+        assert spans == golden["entity_pos"]
+        positives = {}
+        for head, tail, relation in feature["triples"].tolist():
+            positives.setdefault(f"{head},{tail}", []).append(relation)
+        assert positives == golden["positives"]
+        assert len(entity_pairs(len(spans))) == golden["num_pairs"]
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_loss_and_gradient(golden_dir, name):
+    golden = np.load(golden_dir / "losses.npz")
+    logits = torch.tensor(golden["logits"], dtype=torch.float64, requires_grad=True)
+    loss = golden_loss(name)(logits, torch.tensor(golden["labels"]))
+    loss.backward()
+    assert abs(loss.item() - golden[f"{name}_loss"]) < 1e-9
+    assert np.abs(logits.grad.numpy() - golden[f"{name}_grad"]).max() < 1e-8
+
+
+@pytest.mark.parametrize("name", ["ATL", "balance_softmax"])
+def test_decoding(golden_dir, name):
+    golden = np.load(golden_dir / "losses.npz")
+    logits = torch.tensor(golden["logits"])
+    assert np.array_equal(decode(logits, name, 4).numpy(), golden[f"pred_{name}"])
+    no_limit = decode(logits, name, -1).numpy()
+    assert np.array_equal(no_limit[:, 1:], golden[f"prednocap_{name}"][:, 1:])
+
+
+@pytest.mark.parametrize("folder", ["atlop_bert", "atlop_roberta"])
+def test_logits(golden_dir, golden_features, golden_tokenizer, folder):
+    model, config = build(golden_dir, folder)
+    features = [golden_features[title] for title in config["titles"]]
+    golden = np.load(golden_dir / folder / "logits.npz")
+    batch = batch_of(features, golden_tokenizer, model.model)
+    batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch).numpy()
+    doc, head, tail = batch["pairs"].numpy().T
+    for i in range(len(features)):
+        expected = golden[f"doc{i}"][head[doc == i], tail[doc == i]]
+        assert np.abs(logits[doc == i] - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["HingeABL_separate", "ATL"])
+def test_training_trajectory(golden_dir, golden_features, golden_tokenizer, name):
+    golden = read(golden_dir / "trajectory.json")
+    folder = golden["weights"].split("/")[0]
+    model, _ = build(golden_dir, folder, dropout=golden["dropout"])
+    optimizer = make_optimizer(
+        model.train(), golden["learning_rate"], golden["classifier_lr"], golden["adam_epsilon"]
+    )
+    schedule = make_schedule(optimizer, golden["steps"], golden["warmup_ratio"])
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    amp = partial(torch.autocast, "cpu", enabled=False)
+    loss_function = golden_loss(name)
+    assert len(golden["batches"]) == golden["steps"] == len(golden["loss"][name])
+    for step, titles in enumerate(golden["batches"]):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx(golden["lr"][step], rel=1e-9)
+        batch = batch_of([golden_features[x] for x in titles], golden_tokenizer, model.model)
+        loss = train_step(
+            model,
+            [batch],
+            loss_function,
+            optimizer,
+            schedule,
+            scaler,
+            amp,
+            golden["max_grad_norm"],
+        )
+        assert abs(loss.item() - golden["loss"][name][step]) < 1e-3
+
+
+def test_evaluator(golden_dir):
+    golden = read(golden_dir / "evaluator.json")
+    truth = read(golden_dir / "evaluator_truth.json")
+    train = read(golden_dir / "evaluator_train.json")
+    scores = evaluate(golden["predictions"], truth, train)
+    assert golden["scores"]
+    for name, expected in golden["scores"].items():
+        assert abs(scores[name] - expected) < 1e-9, name
+
+
+def test_patterns(golden_dir):
+    arrays = np.load(golden_dir / "patterns.npz")
+    counts = count_patterns(arrays["logits"], arrays["labels"])
+    for name, expected in read(golden_dir / "patterns.json").items():
+        assert counts[name] == expected, name

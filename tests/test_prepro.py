@@ -1,0 +1,253 @@
+"""Reading documents: features against a slow version, and everything bad that may come in."""
+
+import copy
+import json
+import random
+
+import pytest
+from conftest import SHARED_DIR, make_document, shared
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from prepro import InputError, docred_features, read_docred, read_documents, relation_ids
+
+
+@pytest.fixture
+def documents():
+    rng = random.Random(0)
+    return [make_document(rng, title=f"Document {i}") for i in range(3)]
+
+
+def write(tmp_path, content):
+    path = tmp_path / "docs.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def slow_feature(document, tokenizer, max_seq_length):
+    """As ATLOP does it: a tokenizer call a word, and a search for every marker."""
+    begins = [(m["sent_id"], m["pos"][0]) for e in document["vertexSet"] for m in e]
+    ends = [(m["sent_id"], m["pos"][1] - 1) for e in document["vertexSet"] for m in e]
+    tokens, place = [], {}
+    for i, sentence in enumerate(document["sents"]):
+        for j, word in enumerate(sentence):
+            place[i, j] = len(tokens)
+            pieces = tokenizer.tokenize(word)
+            if (i, j) in begins:
+                pieces = ["*"] + pieces
+            if (i, j) in ends:
+                pieces = pieces + ["*"]
+            tokens += pieces
+        place[i, len(sentence)] = len(tokens)
+    ids = tokenizer.convert_tokens_to_ids(tokens[: max_seq_length - 2])
+    entity_pos = [
+        [(place[m["sent_id"], m["pos"][0]], place[m["sent_id"], m["pos"][1]]) for m in e]
+        for e in document["vertexSet"]
+    ]
+    return [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id], entity_pos
+
+
+@pytest.mark.parametrize("max_seq_length", [1024, 200])
+def test_features_of_real_documents_against_slow_version(golden_tokenizer, max_seq_length):
+    path = shared("redocred-mini/test_revised.json")
+    documents = read_documents(path)
+    features = read_docred(path, golden_tokenizer, max_seq_length)
+    ids = relation_ids()
+    assert len(features) == len(documents) == 100
+    for document, feature in zip(documents, features, strict=True):
+        input_ids, entity_pos = slow_feature(document, golden_tokenizer, max_seq_length)
+        assert feature["title"] == document["title"]
+        assert feature["input_ids"] == input_ids and len(input_ids) <= max_seq_length
+        assert feature["entity_pos"] == entity_pos
+        triples = {(x["h"], x["t"], ids[x["r"]]) for x in document["labels"]}
+        assert {tuple(x) for x in feature["triples"].tolist()} == triples
+
+
+def byte_level_tokenizer(tmp_path):
+    """A RoBERTa-like tokenizer, trained on a few words."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizerFast
+
+    trainer = ByteLevelBPETokenizer()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer.train_from_iterator(["the river * the town"] * 3, 400, special_tokens=specials)
+    trainer.save_model(str(tmp_path))
+    return RobertaTokenizerFast.from_pretrained(str(tmp_path))
+
+
+def test_features_of_a_roberta_tokenizer(tmp_path, documents):
+    tokenizer = byte_level_tokenizer(tmp_path)
+    for document, feature in zip(documents, docred_features(documents, tokenizer), strict=True):
+        input_ids, entity_pos = slow_feature(document, tokenizer, 1024)
+        assert feature["input_ids"] == input_ids and feature["entity_pos"] == entity_pos
+        marker = tokenizer.convert_tokens_to_ids("*")
+        starts = [input_ids[start + 1] for spans in entity_pos for start, _ in spans]
+        assert set(starts) == {marker}
+
+
+def test_tokenizer_without_marker_is_refused(tmp_path, documents):
+    from transformers import BertTokenizerFast
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the"]))
+    tokenizer = BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"))
+    with pytest.raises(InputError, match='no token "\\*"'):
+        docred_features(documents, tokenizer)
+
+
+def test_statistics_of_the_dev_split():
+    """The paper's Table 6, dev column."""
+    documents = read_documents(shared("redocred/dev_revised.json"))
+
+    def mean(field):
+        return round(sum(len(x[field]) for x in documents) / len(documents), 1)
+
+    assert len(documents) == 500
+    assert (mean("vertexSet"), mean("labels"), mean("sents")) == (19.4, 34.6, 8.2)
+
+
+BAD_FIELDS = {
+    "no title": (lambda d: d.pop("title"), "title: missing"),
+    "no sents": (lambda d: d.pop("sents"), "sents: missing"),
+    "no vertexSet": (lambda d: d.pop("vertexSet"), "vertexSet: missing"),
+    "no labels": (lambda d: d.pop("labels"), "labels: missing"),
+    "title": (lambda d: d.update(title=7), "title: expected str, found int"),
+    "sents": (lambda d: d.update(sents="a text"), "sents: expected list, found str"),
+    "sentence": (lambda d: d["sents"].insert(1, "text"), "sents[1]: expected a list of words"),
+    "word": (lambda d: d["sents"][2].append(5), "sents[2]: expected a list of words"),
+    "no mention": (lambda d: d["vertexSet"].insert(2, []), "vertexSet[2]: expected a non-empty"),
+    "mention": (lambda d: d["vertexSet"].insert(2, ["x"]), "vertexSet[2][0]: expected an object"),
+    "no name": (lambda d: d["vertexSet"][0][0].pop("name"), "vertexSet[0][0].name: missing"),
+    "no pos": (lambda d: d["vertexSet"][1][0].pop("pos"), "vertexSet[1][0].pos: missing"),
+    "sent_id": (
+        lambda d: d["vertexSet"][1][0].update(sent_id=99),
+        "vertexSet[1][0].sent_id: 99 is not one of 5 sentences",
+    ),
+    "negative sent_id": (
+        lambda d: d["vertexSet"][1][0].update(sent_id=-1),
+        "vertexSet[1][0].sent_id: -1 is not one of 5 sentences",
+    ),
+    "past the end": (
+        lambda d: d["vertexSet"][1][0].update(pos=[11, 13]),
+        "vertexSet[1][0].pos: [11, 13] is outside its sentence",
+    ),
+    "empty span": (
+        lambda d: d["vertexSet"][1][0].update(pos=[4, 4]),
+        "vertexSet[1][0].pos: [4, 4] is outside its sentence",
+    ),
+    "half a span": (
+        lambda d: d["vertexSet"][1][0].update(pos=[4]),
+        "vertexSet[1][0].pos: expected [start, end), found [4]",
+    ),
+    "h": (lambda d: d["labels"][0].update(h=6), "labels[0].h: 6 is not one of 6 entities"),
+    "t": (lambda d: d["labels"][1].update(t=-1), "labels[1].t: -1 is not one of 6 entities"),
+    "h true": (lambda d: d["labels"][0].update(h=True), "labels[0].h: expected int, found bool"),
+    "no r": (lambda d: d["labels"][0].pop("r"), "labels[0].r: missing"),
+    "r": (lambda d: d["labels"][0].update(r="P0"), "labels[0].r: unknown relation 'P0'"),
+    "r Na": (lambda d: d["labels"][0].update(r="Na"), "labels[0].r: unknown relation 'Na'"),
+    "evidence": (
+        lambda d: d["labels"][0].update(evidence=[5]),
+        "labels[0].evidence: 5 is not one of 5 sentences",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_field_names_file_document_and_field(tmp_path, documents, name):
+    change, message = BAD_FIELDS[name]
+    change(documents[1])
+    path = write(tmp_path, documents)
+    with pytest.raises(InputError) as error:
+        read_documents(path)
+    text = str(error.value)
+    title = documents[1].get("title")
+    named = f' "{title}"' if isinstance(title, str) else ""
+    assert text.startswith(f"{path}: document 1{named}: {message}") and "\n" not in text
+
+
+@pytest.mark.parametrize("content,message", [
+    ("", "the file is empty"),
+    (" \n", "the file is empty"),
+    ("[]", "the list of documents is empty"),
+    ("{}", "expected a list of documents, found dict"),
+    ("7", "expected a list of documents, found int"),
+    ("[{", "not valid JSON"),
+    ("[" * 100_000, "not valid JSON"),
+    ("[null]", "document 0: expected an object, found NoneType"),
+])  # fmt: skip
+def test_bad_file(tmp_path, content, message):
+    path = write(tmp_path, content)
+    with pytest.raises(InputError) as error:
+        read_documents(path)
+    assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(InputError, match="nothing.json: no such file"):
+        read_documents(tmp_path / "nothing.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_documents(tmp_path)
+    (tmp_path / "latin.json").write_bytes('["é"]'.encode("latin-1"))
+    with pytest.raises(InputError, match="latin.json: cannot be read"):
+        read_documents(tmp_path / "latin.json")
+
+
+def test_two_documents_with_one_title(tmp_path, documents):
+    documents[2]["title"] = documents[0]["title"]
+    with pytest.raises(InputError) as error:
+        read_documents(write(tmp_path, documents))
+    assert 'document 2 "Document 0": title: document 0 has the same title' in str(error.value)
+
+
+def test_title_with_line_break_stays_on_one_line(tmp_path, documents):
+    documents[0]["title"] = "two\nlines"
+    documents[0]["labels"] = 3
+    with pytest.raises(InputError) as error:
+        read_documents(write(tmp_path, documents))
+    assert "\n" not in str(error.value)
+
+
+def test_labels_may_be_absent_where_they_are_not_needed(tmp_path, documents):
+    for document in documents:
+        del document["labels"]
+    path = write(tmp_path, documents)
+    assert len(read_documents(path, labelled=False)) == 3
+
+
+def paths_of(value, path=()):
+    """Every place in a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    if isinstance(value, (dict, list)):
+        for key, child in items:
+            yield from paths_of(child, (*path, key))
+
+
+BASE = [make_document(random.Random(1), 3, 2, 6, title=f"T{i}") for i in range(2)]
+PLACES = [path for path in paths_of(BASE) if path]
+VALUES = st.sampled_from(
+    [None, True, -1, 0, 1, 2, 10**30, 1.5, "", "P17", "T0", [], [[]], [0, 1], {}, {"h": 0}]
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(place=st.sampled_from(PLACES), value=VALUES, delete=st.booleans())
+def test_mutated_documents_are_read_or_refused_with_one_line(tmp_path, place, value, delete):
+    mutated = copy.deepcopy(BASE)
+    parent = mutated
+    for key in place[:-1]:
+        parent = parent[key]
+    if delete:
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = value
+    path = write(tmp_path, mutated)
+    try:
+        documents = read_documents(path)
+    except InputError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error)
+    else:
+        tokenizer_path = SHARED_DIR / "golden/tokenizer"
+        if tokenizer_path.exists():  # what is let in must go through
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+            assert len(docred_features(documents, tokenizer)) == len(documents)
