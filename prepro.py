@@ -137,7 +137,10 @@ def _check_label(label, where, num_entities, num_sentences, rel2id):
     relation = _field(label, "r", str, where)
     if rel2id.get(relation, 0) == 0:
         raise InputError(f"{where}.r: unknown relation {relation!r:.80}")
-    for sentence in label.get("evidence") or []:  # optional, as are all further fields
+    evidence = label.get("evidence")  # optional, as are all further fields
+    if not isinstance(evidence, (list, type(None))):
+        raise InputError(f"{where}.evidence: expected list, found {type(evidence).__name__}")
+    for sentence in evidence or []:
         if not isinstance(sentence, int) or not 0 <= sentence < num_sentences:
             raise InputError(
                 f"{where}.evidence: {sentence!r:.80} is not one of {num_sentences} sentences"

@@ -145,6 +145,10 @@ BAD_FIELDS = {
     "no r": (lambda d: d["labels"][0].pop("r"), "labels[0].r: missing"),
     "r": (lambda d: d["labels"][0].update(r="P0"), "labels[0].r: unknown relation 'P0'"),
     "r Na": (lambda d: d["labels"][0].update(r="Na"), "labels[0].r: unknown relation 'Na'"),
+    "evidence type": (
+        lambda d: d["labels"][0].update(evidence=1),
+        "labels[0].evidence: expected list, found int",
+    ),
     "evidence": (
         lambda d: d["labels"][0].update(evidence=[5]),
         "labels[0].evidence: 5 is not one of 5 sentences",
@@ -217,9 +221,8 @@ def test_labels_may_be_absent_where_they_are_not_needed(tmp_path, documents):
 def paths_of(value, path=()):
     """Every place in a JSON value."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
     if isinstance(value, (dict, list)):
-        for key, child in items:
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield from paths_of(child, (*path, key))
 
 

@@ -1,0 +1,226 @@
+"""Whole runs: determinism, overfitting, the run folder, evaluation of checkpoints, bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, read, shared, small_encoder
+
+import train
+from evaluation import count_patterns, evaluate
+from losses import LOSSES
+from model import load_model
+from prepro import InputError, read_documents
+from train import epoch_groups, make_optimizer, make_schedule
+from utils import set_seed
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The demo's corpus and encoder, cut down."""
+    folder = tmp_path_factory.mktemp("demo")
+    sizes = ["--num_train", "16", "--num_dev", "4", "--num_test", "4"]
+    command = [sys.executable, str(ROOT / "scripts/make_demo.py"), "--output_dir", str(folder)]
+    subprocess.run([*command, *sizes], check=True, capture_output=True)
+    return folder
+
+
+def flags(demo, output, *more):
+    """The flags of a short run; a name may be given anew in `more`."""
+    return [
+        *("--data_dir", str(demo), "--model_name_or_path", str(demo / "encoder")),
+        *("--output_dir", str(output), "--emb_size", "64", "--num_train_epochs", "2"),
+        *("--learning_rate", "1e-3", "--classifier_lr", "1e-3", "--device", "cpu", *more),
+    ]
+
+
+def without_times(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+@pytest.fixture(scope="session")
+def finished(demo, tmp_path_factory):
+    """A finished run."""
+    output = tmp_path_factory.mktemp("run") / "a"
+    train.main(flags(demo, output, "--save_logits", "--evaluation_steps", "3"))
+    return output
+
+
+def test_run_folder(demo, finished):
+    results, records = read(finished / "results.json"), without_times(finished)
+    assert [r["step"] for r in records] == [3, 4, 6, 8]  # every 3 steps and at the epochs' ends
+    best = max(records, key=lambda r: r["dev"]["f1"])
+    assert results["best"] == {"epoch": best["epoch"], "step": best["step"]}
+    assert results["dev"] == best["dev"]
+
+    truth, facts = (read_documents(demo / f"{x}_revised.json") for x in ("test", "train"))
+    scores = evaluate(read(finished / "predictions.json"), truth, facts)
+    assert {k: results["test"][k] for k in scores} == pytest.approx(scores)
+    arrays = np.load(finished / "test_logits.npz")
+    assert len(arrays["logits"]) == sum(
+        len(d["vertexSet"]) * (len(d["vertexSet"]) - 1) for d in truth
+    )
+    patterns = count_patterns(**arrays)
+    assert {k: results["test"][k] for k in patterns} == pytest.approx(patterns)
+    assert not list(finished.glob(".*")), "temporary files were left"
+    assert results["data"]["test"]["documents"] == 4 and results["args"]["seed"] == 66
+
+
+def test_same_seed_same_numbers(demo, finished, tmp_path):
+    train.main(flags(demo, tmp_path / "b", "--evaluation_steps", "3"))
+    assert without_times(tmp_path / "b") == without_times(finished)
+    for name in ("predictions.json", "model.safetensors"):
+        assert (tmp_path / "b" / name).read_bytes() == (finished / name).read_bytes()
+    train.main(flags(demo, tmp_path / "c", "--evaluation_steps", "3", "--seed", "1"))
+    assert without_times(tmp_path / "c") != without_times(finished)
+
+
+def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
+    before = (finished / "metrics.jsonl").read_bytes()
+    where = ["--data_dir", str(demo), "--load_path", str(finished), "--device", "cpu"]
+    train.main([*where, "--output_dir", str(tmp_path / "eval")])
+    trained, evaluated = read(finished / "results.json"), read(tmp_path / "eval/results.json")
+    assert evaluated["test"] == trained["test"] and evaluated["dev"] == trained["dev"]
+    assert not (tmp_path / "eval/metrics.jsonl").exists()
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert f"F1 {100 * trained['test']['f1']:.2f}" in capsys.readouterr().out
+
+
+def test_load_path_takes_a_released_checkpoint(demo, finished, tmp_path):
+    state = load_model(finished)[0].state_dict()
+    torch.save(state, tmp_path / "released.pt")
+    encoder = ["--model_name_or_path", str(demo / "encoder"), "--device", "cpu"]
+    where = ["--data_dir", str(demo), "--load_path", str(tmp_path / "released.pt")]
+    train.main([*where, *encoder, "--output_dir", str(tmp_path / "eval")])
+    assert read(tmp_path / "eval/results.json")["test"] == read(finished / "results.json")["test"]
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_every_loss_learns(demo, tmp_path, loss_type):
+    train.main(flags(demo, tmp_path / "run", "--loss_type", loss_type, "--num_train_epochs", "4"))
+    losses = [r["loss"] for r in without_times(tmp_path / "run")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("more", [
+    ["--precision", "bf16"],
+    ["--gradient_accumulation_steps", "2", "--group_by_length"],
+    ["--max_seq_length", "40"],
+    ["--test_file", ""],
+    ["--attention_dropout", "0", "--num_labels", "-1"],
+])  # fmt: skip
+def test_options_run(demo, tmp_path, more):
+    train.main(flags(demo, tmp_path / "run", "--num_train_epochs", "1", *more))
+    results = read(tmp_path / "run/results.json")
+    assert np.isfinite(without_times(tmp_path / "run")[0]["loss"])
+    assert ("test" in results) == ("--test_file" not in more)
+
+
+def test_overfits_real_documents(tmp_path):
+    """8 real documents, a small encoder with random weights: F1 above 95 on themselves."""
+    tokenizer = shared("golden/tokenizer")
+    documents = read(shared("redocred-mini/train_revised.json"))
+    documents = sorted(documents, key=lambda d: len(d["vertexSet"]))[60:68]
+    assert sum(len(d["labels"]) for d in documents) > 150
+    copies = [d | {"title": f"{d['title']} {i}"} for i in range(8) for d in documents]
+    (tmp_path / "dev_revised.json").write_text(json.dumps(documents))
+    (tmp_path / "train_revised.json").write_text(json.dumps(copies))
+    encoder = tmp_path / "encoder"
+    set_seed(0)
+    small_encoder(hidden_size=64, intermediate_size=128).save_pretrained(encoder)
+    for file in tokenizer.iterdir():
+        shutil.copy(file, encoder)
+    rates = ["--learning_rate", "2e-3", "--classifier_lr", "2e-3", "--emb_size", "128"]
+    more = [*rates, "--num_train_epochs", "5", "--test_file", ""]
+    train.main(flags(tmp_path, tmp_path / "run", *more))
+    best = read(tmp_path / "run/results.json")["dev"]
+    assert best["f1"] > 0.95, best["f1"]
+
+
+def test_optimizer_and_schedule():
+    model = torch.nn.Module()
+    model.model, model.bilinear = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    optimizer = make_optimizer(model, 5e-5, 1e-4, 1e-6)
+    schedule = make_schedule(optimizer, 100, 0.06)
+    rates = []
+    for _ in range(100):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    expected = [min(i / 6, (100 - i) / 94) for i in range(100)]
+    assert [r[0] for r in rates] == pytest.approx([5e-5 * x for x in expected])
+    assert [r[1] for r in rates] == pytest.approx([1e-4 * x for x in expected])
+    for group in optimizer.param_groups:
+        assert group["weight_decay"] == 0 and group["betas"] == (0.9, 0.999)
+        assert group["eps"] == 1e-6
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_epoch_groups(by_length):
+    lengths = [(7 * i) % 50 for i in range(103)]
+    generator = torch.Generator().manual_seed(0)
+    epochs = [epoch_groups(lengths, 4, 2, generator, by_length) for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    for groups in epochs:
+        assert len(groups) == 12 and {len(batch) for g in groups for batch in g} == {4}
+        used = [i for group in groups for batch in group for i in batch]
+        assert len(set(used)) == len(used) == 96
+    spread = [max(x) - min(x) for x in ([lengths[i] for i in g[0]] for g in epochs[0])]
+    assert (sum(spread) / 12 < 8) == by_length
+
+
+BAD_RUNS = {
+    "loss": (["--loss_type", "HingeAbl"], "argument --loss_type: invalid choice: 'HingeAbl'"),
+    "flag": (["--margn", "5"], "unrecognized arguments: --margn 5"),
+    "number": (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
+    "file": (["--dev_file", "none.json"], "none.json: no such file"),
+    "folder": (["--data_dir", "nowhere"], "nowhere/train_revised.json: no such file"),
+    "batch": (["--train_batch_size", "0"], "--train_batch_size: 0 is less than 1"),
+    "batch too large": (["--train_batch_size", "17"], "16 documents do not fill one step of 17"),
+    "classes": (["--num_class", "10"], "--num_class: 10, but"),
+    "warm-up": (["--warmup_ratio", "2"], "--warmup_ratio: 2.0 is not between 0 and 1"),
+    "device": (["--device", "quantum"], "--device quantum: "),
+    "fp16": (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+    "load_path": (["--load_path", "nothing.pt"], "--load_path nothing.pt: no such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RUNS)
+def test_bad_flags_are_refused_before_a_model_is_loaded(demo, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(train, "load_parts", lambda args: pytest.fail("a model was loaded"))
+    more, message = BAD_RUNS[name]
+    with pytest.raises(InputError) as error:
+        train.main(flags(demo, tmp_path / "run", *more))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_finished_run_is_not_overwritten_unasked(demo, finished):
+    before = (finished / "results.json").read_bytes()
+    with pytest.raises(InputError, match="holds a finished run; add --overwrite"):
+        train.main(flags(demo, finished))
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_encoder_type_must_agree(demo, tmp_path):
+    with pytest.raises(InputError, match="the encoder is of type bert"):
+        train.main(flags(demo, tmp_path / "run", "--transformer_type", "roberta"))
+
+
+def test_process_ends_with_one_line_and_code_2(demo, tmp_path):
+    documents = read(demo / "dev_revised.json")
+    documents[2]["vertexSet"][0] = []
+    bad = tmp_path / "dev_revised.json"
+    bad.write_text(json.dumps(documents))
+    command = [sys.executable, str(ROOT / "train.py"), *flags(demo, tmp_path / "run")]
+    result = subprocess.run([*command, "--dev_file", str(bad)], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ""
+    title = json.dumps(documents[2]["title"])
+    assert result.stderr == (
+        f"error: {bad}: document 2 {title}: vertexSet[0]: expected a non-empty list of mentions\n"
+    )
