@@ -288,7 +288,7 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
         if attention_dropout is not None:
             setattr(config, _dropout_name(config), attention_dropout)
         fused = config.model_type in QUERY_KEY
-        options = {"attn_implementation": "sdpa" if fused else "eager"}
+        options = {} if fused else {"attn_implementation": "eager"}
         if weights:
             encoder = AutoModel.from_pretrained(name, config=config, **options)
         else:
@@ -337,7 +337,7 @@ def window_size(config, largest=512):
 
 def save_config(model, folder, **more):
     """Writes config.json: what `load_model` needs besides model.safetensors, and `more`."""
-    encoder = {k: v for k, v in model.model.config.to_dict().items() if k != "_name_or_path"}
+    encoder = {k: v for k, v in model.model.config.to_dict().items() if k[0] != "_"}
     config = {
         "encoder": encoder,
         "num_class": model.bilinear.out_features,

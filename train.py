@@ -168,8 +168,12 @@ def read_splits(args, rel2id):
 
 
 def load_tokenizer(name):
+    """Raises InputError if there is no such tokenizer."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(name)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(name)
+        except ValueError:  # saved by transformers 5, read by 4: a class of another name
+            return transformers.PreTrainedTokenizerFast.from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"tokenizer {name}: cannot be loaded: {reason}") from None

@@ -12,10 +12,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
+from transformers import AutoModel  # noqa: E402
 
 from model import DocREModel, build_encoder  # noqa: E402
 from prepro import docred_features, read_documents  # noqa: E402
+from train import load_tokenizer  # noqa: E402
 from utils import set_seed  # noqa: E402
 
 SHARED_DIR = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared"))
@@ -40,7 +41,7 @@ def golden_dir():
 
 @pytest.fixture(scope="session")
 def golden_tokenizer(golden_dir):
-    return AutoTokenizer.from_pretrained(golden_dir / "tokenizer")
+    return load_tokenizer(golden_dir / "tokenizer")
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +73,14 @@ def small_encoder(model_type="bert", vocab_size=8000, dropout=0.0, **more):
         "attention_probs_dropout_prob": dropout,
     }
     return build_encoder("", sizes | more, weights=False)
+
+
+def eager_copy(encoder):
+    """The same encoder with textbook attention, which it returns when asked."""
+    copy = AutoModel.from_config(encoder.config, attn_implementation="eager").eval()
+    copy.pooler = None
+    copy.load_state_dict(encoder.state_dict())
+    return copy
 
 
 def small_model(seed=0, **more):

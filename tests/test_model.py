@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_document, small_encoder, small_model
+from conftest import eager_copy, make_document, small_encoder, small_model
 from safetensors.torch import save_file
 
 from model import (
@@ -120,11 +120,11 @@ def test_entity_whose_mentions_are_cut_off_is_a_zero_vector():
 def test_forward_against_slow_version():
     """Pooling and classifier in loops over mentions, pairs and blocks, from the formulas."""
     model = small_model()
-    model.model.set_attn_implementation("eager")
+    encoder = eager_copy(model.model)
     feature = features_of((6, 5), seed=3)[0]
     ids = torch.tensor([feature["input_ids"]])
     with torch.no_grad():
-        output = model.model(ids, torch.ones_like(ids), output_attentions=True)
+        output = encoder(ids, torch.ones_like(ids), output_attentions=True)
         hidden, attention = output.last_hidden_state[0], output.attentions[-1][0]
         embeddings, weights = [], []
         for spans in feature["entity_pos"]:
@@ -211,8 +211,8 @@ def test_rows_at_mentions_equal_the_attention_returned_by_the_encoder():
         names = ("input_ids", "attention_mask", "mention_pos")
         with torch.no_grad():
             rows = model.encode(*(batch[name] for name in names))[1]
-            model.model.set_attn_implementation("eager")
-            full = model.model(*(batch[name] for name in names[:2]), output_attentions=True)
+            encoder = eager_copy(model.model)
+            full = encoder(*(batch[name] for name in names[:2]), output_attentions=True)
         doc = torch.arange(2)[:, None]
         expected = full.attentions[-1][doc, :, batch["mention_pos"]]
         assert torch.allclose(rows, expected, atol=1e-6)

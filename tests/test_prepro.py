@@ -8,9 +8,9 @@ import pytest
 from conftest import SHARED_DIR, make_document, shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from prepro import InputError, docred_features, read_docred, read_documents, relation_ids
+from train import load_tokenizer
 
 
 @pytest.fixture
@@ -252,5 +252,5 @@ def test_mutated_documents_are_read_or_refused_with_one_line(tmp_path, place, va
     else:
         tokenizer_path = SHARED_DIR / "golden/tokenizer"
         if tokenizer_path.exists():  # what is let in must go through
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+            tokenizer = load_tokenizer(tokenizer_path)
             assert len(docred_features(documents, tokenizer)) == len(documents)
