@@ -1,8 +1,9 @@
-"""The model, top to bottom: encoder, localized context pooling, grouped bilinear classifier (ATLOP,
-Zhou et al., 2021). Shapes: B documents of at most L tokens, R mentions and E entities; W encoder
-windows of T tokens (W = B, T = L unless a document is long); P entity pairs; width d.
+"""The models, top to bottom: encoder, localized context pooling, and three ways to classify a pair:
+ATLOP (Zhou et al., 2021), DocuNet (Zhang et al., 2021) and KD-DocRE (Tan et al., 2022a).
 
-Parameter names are the released code's, so that its checkpoints load as they are.
+Shapes: B documents of at most L tokens, R mentions and E entities; W encoder windows of T tokens
+(W = B, T = L unless a document is long); P entity pairs; width d. Parameter names are the released
+codes', so that their checkpoints load as they are.
 """
 
 from contextlib import nullcontext
@@ -10,12 +11,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from opt_einsum import contract
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel
-
-from prepro import InputError, read_json
-from utils import write_atomically, write_json
 
 # Encoders whose last self-attention is softmax(Q K^T / sqrt(size)) of two linear layers of these
 # names: all layers run fused attention, and of the last one only the rows at mentions are computed.
@@ -31,34 +27,38 @@ QUERY_KEY = {
 
 
 class DocREModel(nn.Module):
-    """Scores of all relations for all entity pairs of a batch of documents.
+    """Scores of all relations for all entity pairs of a batch of documents; the backbones' base.
 
-    encoder: a transformers encoder, see `build_encoder`. emb_size: width of the head and tail
-    representations, a multiple of block_size, the width of the classifier's blocks.
+    encoder: a transformers encoder, see `checkpoint.build_encoder`. emb_size: width of the head and
+    tail representations, a multiple of block_size, the width of the bilinear layer's blocks.
+    context_size: width of a pair's context. `sizes` holds what a subclass was made with.
     """
 
-    def __init__(self, encoder, num_class=97, emb_size=768, block_size=64):
+    def __init__(self, encoder, emb_size, block_size, context_size, **sizes):
         super().__init__()
         if emb_size % block_size:
             raise ValueError(f"emb_size {emb_size} is not a multiple of block_size {block_size}")
+        self.sizes = {"emb_size": emb_size, "block_size": block_size} | sizes
         self.model = encoder
-        self.block_size = block_size
         width = encoder.config.hidden_size
-        self.head_extractor = nn.Linear(2 * width, emb_size)
-        self.tail_extractor = nn.Linear(2 * width, emb_size)
-        self.bilinear = nn.Linear(emb_size * block_size, num_class)
+        self.head_extractor = nn.Linear(width + context_size, emb_size)
+        self.tail_extractor = nn.Linear(width + context_size, emb_size)
 
-    def forward(self, input_ids, attention_mask, mention_pos, entity_mentions, pairs, **windows):
+    def forward(
+        self,
+        input_ids,
+        attention_mask,
+        mention_pos,
+        entity_mentions,
+        num_entities,
+        pairs,
+        **windows,
+    ):
         """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32."""
         tokens, rows = self.encode(input_ids, attention_mask, mention_pos, **windows)
-        doc, head, tail = pairs.T
         entities = entity_embeddings(tokens, mention_pos, entity_mentions)  # [B, E, d]
         attention = entity_attention(rows, entity_mentions)  # [B, E, heads, L]
-        contexts = localized_contexts(tokens, attention)  # [B, E (E - 1) / 2, d]
-        context = unordered_pair(head, tail, entities.shape[1])
-        z_head = extract(self.head_extractor, entities, contexts, doc, head, context)  # [P, emb]
-        z_tail = extract(self.tail_extractor, entities, contexts, doc, tail, context)
-        return grouped_bilinear(z_head, z_tail, self.bilinear, self.block_size)
+        return self.classify(tokens, entities, attention, num_entities, pairs)
 
     def encode(
         self,
@@ -80,6 +80,221 @@ class DocREModel(nn.Module):
         hidden, rows = encode_windows(self.model, input_ids, attention_mask, pos)
         rows = rows * inside[:, :, None, None]
         return merge_windows(hidden, rows, window_doc, window_start, window_valid)
+
+    def combine(self, linear, entities, contexts, pairs, place):
+        """linear's grouped bilinear form of every pair's head and tail, each seen with the pair's
+        context, contexts[place]: float32 [P, outputs of linear]."""
+        doc, head, tail = pairs.T
+        z_head = extract(self.head_extractor, entities, (doc, head), contexts, place)  # [P, emb]
+        z_tail = extract(self.tail_extractor, entities, (doc, tail), contexts, place)
+        return grouped_bilinear(z_head, z_tail, linear, self.sizes["block_size"])
+
+
+class ATLOP(DocREModel):
+    """The context of a pair is what both its entities attend to; a bilinear layer classifies."""
+
+    own_loss = "ATL"
+
+    def __init__(self, encoder, num_class=97, emb_size=768, block_size=64):
+        width = encoder.config.hidden_size
+        super().__init__(encoder, emb_size, block_size, width, num_class=num_class)
+        self.bilinear = nn.Linear(emb_size * block_size, num_class)
+
+    def classify(self, tokens, entities, attention, num_entities, pairs):
+        contexts = localized_contexts(tokens, attention)  # [B, E (E - 1) / 2, d]
+        place = unordered_pair(pairs, entities.shape[1])
+        return self.combine(self.bilinear, entities, contexts, pairs, place)
+
+
+class DocuNet(DocREModel):
+    """The contexts of all pairs are an image of entities by entities; what a U-Net makes of it is
+    the context of a pair.
+
+    An image has max_height rows and columns, its last entity repeated; that of a document with
+    more entities has a row and a column for each (the released code fails there).
+    """
+
+    own_loss = "balance_softmax"
+
+    def __init__(
+        self,
+        encoder,
+        num_class=97,
+        emb_size=768,
+        block_size=64,
+        max_height=42,
+        unet_in_dim=3,
+        unet_out_dim=256,
+        down_dim=256,
+    ):
+        unet = {"unet_in_dim": unet_in_dim, "unet_out_dim": unet_out_dim, "down_dim": down_dim}
+        sizes = {"num_class": num_class, "max_height": max_height} | unet
+        super().__init__(encoder, emb_size, block_size, unet_out_dim, **sizes)
+        self.bilinear = nn.Linear(emb_size * block_size, num_class)
+        self.liner = nn.Linear(encoder.config.hidden_size, unet_in_dim)  # the released code's name
+        self.segmentation_net = UNet(unet_in_dim, unet_out_dim, down_dim)
+
+    def classify(self, tokens, entities, attention, num_entities, pairs):
+        # liner(q^T H) = q^T (H W^T) + b: pooled are its 3 channels, not d. [B, E, E, 3]
+        image = context_grid(F.linear(tokens, self.liner.weight), attention) + self.liner.bias
+        largest = max(image.shape[1], self.sizes["max_height"])
+        grid = image.new_zeros(len(image), largest, largest, self.sizes["unet_out_dim"])
+        for docs, height in self.heights(num_entities, image.shape[1]):
+            index = torch.arange(height, device=image.device)
+            index = torch.minimum(index, num_entities[docs, None] - 1).clamp(min=0)  # [b, height]
+            padded = image[docs[:, None, None], index[:, :, None], index[:, None, :]]
+            output = self.segmentation_net(padded.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            grid[docs, :height, :height] = output.to(grid.dtype)
+        return self.combine(self.bilinear, entities, grid[tuple(pairs.T)], pairs, slice(None))
+
+    def heights(self, num_entities, most):
+        """(documents, height of their images): one group, unless a document is larger."""
+        usual = self.sizes["max_height"]
+        docs = torch.arange(len(num_entities), device=num_entities.device)
+        if most <= usual:
+            return [(docs, usual)]
+        height = num_entities.clamp(min=usual)
+        return [(docs[height == h], h) for h in height.unique().tolist()]
+
+
+class KDDocRE(DocREModel):
+    """The grouped bilinear form gives an embedding of each pair; pairs that share an entity attend
+    to each other."""
+
+    own_loss = "AFL"
+
+    def __init__(self, encoder, num_class=97, emb_size=768, block_size=64):
+        width = encoder.config.hidden_size
+        super().__init__(encoder, emb_size, block_size, width, num_class=num_class)
+        self.projection = nn.Linear(emb_size * block_size, width, bias=False)
+        self.axial_transformer = AxialTransformer(width)
+        self.classifier = nn.Linear(width, num_class)
+
+    def classify(self, tokens, entities, attention, num_entities, pairs):
+        num_docs, most = entities.shape[:2]
+        # The grid's diagonal, an entity with itself, takes part in the attention.
+        cell = torch.arange(num_docs * most, device=pairs.device)
+        diagonal = torch.stack([cell // most, cell % most, cell % most], dim=1)
+        cells = torch.cat([pairs, diagonal])
+        # The released code normalises the sum over heads, not the mean: the same but for eps.
+        contexts = localized_contexts(tokens, attention, 1e-10 / attention.shape[2], diagonal=True)
+        place = unordered_pair(cells, most, diagonal=True)
+        embeddings = self.combine(self.projection, entities, contexts, cells, place)
+        grid = embeddings.new_zeros(num_docs, most, most, embeddings.shape[1])
+        grid[tuple(cells.T)] = embeddings
+        is_entity = torch.arange(most, device=grid.device) < num_entities[:, None]  # [B, E]
+        grid = grid + self.axial_transformer(grid, is_entity)
+        return at_least_float32(self.classifier(grid[tuple(pairs.T)]))
+
+
+BACKBONES = {"atlop": ATLOP, "docunet": DocuNet, "kd_docre": KDDocRE}
+
+
+class UNet(nn.Module):
+    """Two steps down, two up: [B, in_dim, height, width] -> [B, out_dim, height, width]."""
+
+    def __init__(self, in_dim, out_dim, dim):
+        super().__init__()
+        self.inc = nn.ModuleDict({"conv": DoubleConv(in_dim, dim)})
+        self.down1, self.down2 = Down(dim, 2 * dim), Down(2 * dim, 2 * dim)
+        self.up1, self.up2 = Up(4 * dim, dim), Up(2 * dim, dim // 2)
+        self.outc = nn.ModuleDict({"conv": nn.Conv2d(dim // 2, out_dim, 1)})
+
+    def forward(self, image):
+        whole = self.inc["conv"](image)
+        half = self.down1(whole)
+        quarter = self.down2(half)
+        return self.outc["conv"](self.up2(self.up1(quarter, half), whole))
+
+
+class DoubleConv(nn.Module):
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        layers = []
+        for size in (in_dim, out_dim):
+            layers += [nn.Conv2d(size, out_dim, 3, padding=1), nn.BatchNorm2d(out_dim), nn.ReLU()]
+        self.double_conv = nn.Sequential(*layers)
+
+    def forward(self, image):
+        return self.double_conv(image)
+
+
+class Down(nn.Module):
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(in_dim, out_dim))
+
+    def forward(self, image):
+        return self.maxpool_conv(image)
+
+
+class Up(nn.Module):
+    """Doubles the image, pads it to the size of the skip connection and joins the two."""
+
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        self.conv = DoubleConv(in_dim, out_dim)
+
+    def forward(self, image, skip):
+        image = F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=True)
+        rows, columns = skip.shape[2] - image.shape[2], skip.shape[3] - image.shape[3]
+        sides = columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+        return self.conv(torch.cat([skip, F.pad(image, sides)], dim=1))
+
+
+class AxialTransformer(nn.Module):
+    """Layers x = LN(FFN(x + axial(x))) over the grid of pairs, FFN a single linear layer."""
+
+    def __init__(self, width, num_layers=6, num_heads=8):
+        super().__init__()
+        layers = range(num_layers)
+        self.axial_attns = nn.ModuleList(AxialAttention(width, num_heads) for _ in layers)
+        self.ffns = nn.ModuleList(nn.Linear(width, width) for _ in layers)
+        self.lns = nn.ModuleList(nn.LayerNorm(width) for _ in layers)
+
+    def forward(self, grid, is_entity):
+        """grid [B, E, E, d], is_entity [B, E] False where a row or column is padding."""
+        for attention, ffn, norm in zip(self.axial_attns, self.ffns, self.lns, strict=True):
+            grid = norm(ffn(grid + attention(grid, is_entity)))
+        return grid
+
+
+class AxialAttention(nn.Module):
+    """A pair attends to the pairs of its column, and to the pairs of its row; the sum of both."""
+
+    def __init__(self, width, num_heads):
+        super().__init__()
+        self.axial_attentions = nn.ModuleList(
+            nn.ModuleDict({"fn": SelfAttention(width, num_heads)}) for _ in range(2)
+        )
+
+    def forward(self, grid, is_entity):
+        over_heads, over_tails = (attention["fn"] for attention in self.axial_attentions)
+        columns = over_heads(grid.transpose(1, 2), is_entity).transpose(1, 2)
+        return columns + over_tails(grid, is_entity)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width, num_heads):
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_kv = nn.Linear(width, 2 * width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, grid, is_entity):
+        """Attention within each line of the grid, [B, lines, E, d]."""
+        num_docs, num_lines, length, _ = grid.shape
+        parts = self.to_q(grid), *self.to_kv(grid).chunk(2, dim=-1)
+        q, k, v = (
+            x.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in parts
+        )
+        mask = (
+            is_entity[:, None, None, None].expand(num_docs, num_lines, 1, 1, length).flatten(0, 1)
+        )
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        output = output.transpose(1, 2).flatten(2).unflatten(0, (num_docs, num_lines))
+        return self.to_out(output)
 
 
 def encode_windows(encoder, input_ids, attention_mask, mention_pos):
@@ -108,11 +323,11 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos):
     key = seen[names[1]].unflatten(-1, (heads, -1))  # [W, T, heads, size]
     scores = contract("wrhs,wths->wrht", query, key) * (size // heads) ** -0.5
     scores = at_least_float32(scores).masked_fill(attention_mask[:, None, None] == 0, -torch.inf)
-    dropout = getattr(encoder.config, _dropout_name(encoder.config))
+    dropout = getattr(encoder.config, dropout_name(encoder.config))
     return hidden, F.dropout(scores.softmax(-1), dropout, encoder.training)
 
 
-def _dropout_name(config):
+def dropout_name(config):
     """What the configuration calls the dropout of attention weights: BERT and its kin; others."""
     bert = "attention_probs_dropout_prob"
     return bert if hasattr(config, bert) else "attention_dropout"
@@ -175,34 +390,53 @@ def entity_attention(rows, entity_mentions):
         return (share @ rows.flatten(2)).unflatten(2, rows.shape[2:])
 
 
-def localized_contexts(tokens, attention):
-    """Context embedding of every unordered pair, [B, E (E - 1) / 2, d] in float32.
+def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
+    """Context embedding of every unordered pair, [B, E (E - 1) / 2, d] in float32 (diagonal: and of
+    every entity with itself, E (E + 1) / 2).
 
-    q = mean over heads of A_s A_o, divided by (sum of q + 1e-5); c = H^T q. It is the same for
+    q = mean over heads of A_s A_o, divided by (sum of q + eps); c = H^T q. It is the same for
     (s, o) and (o, s), so it is computed once, in the order of `unordered_pair`.
     """
-    num_entities, num_heads = attention.shape[1:3]
-    first, second = torch.triu_indices(num_entities, num_entities, 1, device=tokens.device)
+    size = attention.shape[1]
+    first, second = torch.triu_indices(size, size, 0 if diagonal else 1, device=tokens.device)
     with full_precision(tokens):  # products of attention weights underflow in half precision
-        by_token = attention.permute(0, 3, 1, 2)  # [B, L, E, heads]
-        q = (by_token @ by_token.transpose(2, 3))[:, :, first, second] / num_heads
-        q = q / (q.sum(1, keepdim=True) + 1e-5)  # [B, L, E (E - 1) / 2]
+        q = shared_attention(attention)[:, :, first, second]  # [B, L, E (E - 1) / 2]
+        q = q / (q.sum(1, keepdim=True) + eps)
         return q.transpose(1, 2) @ at_least_float32(tokens)
 
 
-def unordered_pair(head, tail, num_entities):
-    """The place of {head, tail} among the pairs i < j of the entities, row by row."""
+def context_grid(values, attention):
+    """The same of values [B, L, n] for every cell of the grid of entities: [B, E, E, n]."""
+    with full_precision(values):
+        q = shared_attention(attention).flatten(2)
+        q = q / (q.sum(1, keepdim=True) + 1e-5)
+        pooled = q.transpose(1, 2) @ at_least_float32(values)
+    return pooled.unflatten(1, (attention.shape[1], -1))
+
+
+def shared_attention(attention):
+    """Mean over heads of A_s A_o, token by token: [B, E, heads, L] -> [B, L, E, E]."""
+    by_token = attention.permute(0, 3, 1, 2)
+    return by_token @ by_token.transpose(2, 3) / attention.shape[2]
+
+
+def unordered_pair(pairs, num_entities, diagonal=False):
+    """(document, place of {head, tail} among the pairs i < j of the entities, row by row);
+    diagonal: among i <= j."""
+    doc, head, tail = pairs.T
     i, j = torch.minimum(head, tail), torch.maximum(head, tail)
-    return i * (2 * num_entities - i - 1) // 2 + j - i - 1
+    if diagonal:  # i <= j among E entities are i < j + 1 among E + 1
+        num_entities, j = num_entities + 1, j + 1
+    return doc, i * (2 * num_entities - i - 1) // 2 + j - i - 1
 
 
-def extract(linear, entities, contexts, doc, entity, context):
+def extract(linear, entities, of_pair, contexts, place):
     """tanh(W [h; c] + b) of every pair, [P, emb], as tanh(W_1 h + b + W_2 c): W_1 h once an entity,
-    W_2 c once an unordered pair."""
+    W_2 c once a context; of_pair and place are the pair's among entities and contexts."""
     width = entities.shape[-1]
-    of_entity = F.linear(entities, linear.weight[:, :width], linear.bias)
-    of_context = F.linear(contexts, linear.weight[:, width:])
-    return torch.tanh(of_entity[doc, entity] + of_context[doc, context])
+    by_entity = F.linear(entities, linear.weight[:, :width], linear.bias)
+    by_context = F.linear(contexts, linear.weight[:, width:])
+    return torch.tanh(by_entity[of_pair] + by_context[place])
 
 
 def grouped_bilinear(z_head, z_tail, linear, block_size):
@@ -269,138 +503,3 @@ def full_precision(tensor):
     """Turns autocast off, for what must be computed in float32."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
-    """A transformers encoder that returns what localized context pooling needs.
-
-    name: hub name or folder; config_name: the same, for the configuration, None: name; a dict is
-    taken as the configuration itself. weights False draws random ones and needs no weights file.
-    attention_dropout None keeps the configuration's (0 lets a CPU train with fused attention).
-    Raises InputError, naming the encoder, if it cannot be loaded or returns no attention.
-    """
-    source = config_name or name
-    try:
-        if isinstance(source, dict):
-            config = AutoConfig.for_model(**source)
-        else:
-            config = AutoConfig.from_pretrained(source)
-        if attention_dropout is not None:
-            setattr(config, _dropout_name(config), attention_dropout)
-        fused = config.model_type in QUERY_KEY
-        options = {} if fused else {"attn_implementation": "eager"}
-        if weights:
-            encoder = AutoModel.from_pretrained(name, config=config, **options)
-        else:
-            encoder = AutoModel.from_config(config, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"encoder {source}: cannot be loaded: {reason}") from None
-    if not fused:
-        _check_returns_attention(encoder, source)
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # of no use here: unused parameters and time
-    return encoder.float()
-
-
-@torch.no_grad()
-def _check_returns_attention(encoder, name):
-    config, length = encoder.config, 8
-    attention = None
-    if not config.is_encoder_decoder:
-        ids = torch.full((1, length), min(10, config.vocab_size - 1))
-        try:
-            output = encoder(ids, torch.ones_like(ids), output_attentions=True)
-            attention = (output.attentions or [None])[-1]
-        except (TypeError, ValueError, AttributeError, RuntimeError):
-            pass
-    if attention is None or attention.shape[2:] != (length, length):
-        raise InputError(
-            f"encoder {name}: a {config.model_type} model does not return the attention between "
-            "its tokens that localized context pooling is made of; use BERT, RoBERTa, DistilBERT, "
-            "ELECTRA, DeBERTa-v2/3 or ModernBERT"
-        )
-
-
-def transformer_type(config):
-    """ "roberta" or "bert": how the windows of long documents are closed."""
-    return "roberta" if config.model_type in ("roberta", "xlm-roberta", "camembert") else "bert"
-
-
-def window_size(config, largest=512):
-    """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders."""
-    limit = getattr(config, "max_position_embeddings", None) or largest
-    if transformer_type(config) == "roberta":
-        limit -= config.pad_token_id + 1  # RoBERTa counts positions from there
-    return min(limit, largest)
-
-
-def save_config(model, folder, **more):
-    """Writes config.json: what `load_model` needs besides model.safetensors, and `more`."""
-    encoder = {k: v for k, v in model.model.config.to_dict().items() if k[0] != "_"}
-    config = {
-        "encoder": encoder,
-        "num_class": model.bilinear.out_features,
-        "emb_size": model.head_extractor.out_features,
-        "block_size": model.block_size,
-    }
-    write_json(folder / "config.json", config | more)
-
-
-def save_weights(model, folder):
-    """Writes model.safetensors, under the released code's parameter names."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path))
-
-
-def load_model(folder):
-    """The model of a run folder, and its config.json as a dict. Raises InputError."""
-    config = read_json(folder / "config.json")
-    try:
-        encoder = build_encoder("", config["encoder"], weights=False)
-        sizes = {name: config[name] for name in ("num_class", "emb_size", "block_size")}
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json: not a run's configuration: {error}") from None
-    model = DocREModel(encoder, **sizes)
-    load_weights(model, folder / "model.safetensors")
-    return model, config
-
-
-def load_state(path):
-    """Parameter name -> tensor, of a .safetensors file or a torch file (.pt; read without running
-    any code it may hold). Raises InputError."""
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # whatever the readers raise on a foreign file
-        raise InputError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not all(torch.is_tensor(x) for x in state.values()):
-        raise InputError(f"{path}: not a checkpoint: expected parameter names and tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def load_weights(model, path):
-    """Loads a checkpoint with the released code's parameter names. Raises InputError, with the
-    first names that do not fit, if any parameter is missing, unknown or of another shape."""
-    # The pooler is never used, and older transformers saved the position ids 0, 1, 2, ...
-    given = {
-        name: tensor
-        for name, tensor in load_state(path).items()
-        if not name.startswith("model.pooler.") and not name.endswith("position_ids")
-    }
-    own = model.state_dict()
-    faults = [f"{name} is missing" for name in own if name not in given]
-    faults += [f"{name} is unknown" for name in given if name not in own]
-    faults += [
-        f"{name} is {list(given[name].shape)}, not {list(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise InputError(f"{path}: does not fit the model: {'; '.join(faults[:3])}{more}")
-    model.load_state_dict(given)

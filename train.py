@@ -18,18 +18,19 @@ import transformers
 from tqdm import tqdm
 
 import evaluation
-from losses import LOSSES, decode, get_loss, threshold_of
-from model import (
-    DocREModel,
+from checkpoint import (
     build_encoder,
     load_model,
     load_state,
     load_weights,
     save_config,
     save_weights,
+    sizes_of,
     transformer_type,
     window_size,
 )
+from losses import LOSSES, decode, get_loss, threshold_of
+from model import BACKBONES
 from prepro import (
     META_DIR,
     InputError,
@@ -43,7 +44,7 @@ from prepro import (
 from utils import collate, save_arrays, set_seed, special_tokens, write_atomically, write_json
 
 # What a saved run was made with, and is evaluated with unless the command line says otherwise.
-SAVED_WITH_MODEL = ("loss_type", "num_labels", "max_seq_length", "rel2id")
+SAVED_WITH_MODEL = ("backbone", "loss_type", "num_labels", "max_seq_length", "rel2id")
 
 
 def build_parser():
@@ -63,6 +64,11 @@ def build_parser():
     add("--overwrite", action="store_true", help="replace a finished run in output_dir")
     add("--save_logits", action="store_true", help="keep the test logits (test_logits.npz)")
 
+    add("--backbone", default="atlop", choices=list(BACKBONES))
+    add("--max_height", type=int, default=42, help="of DocuNet's images of entity pairs")
+    add("--unet_in_dim", type=int, default=3, help="channels of DocuNet's images")
+    add("--unet_out_dim", type=int, default=256, help="width of a pair's context in DocuNet")
+    add("--down_dim", type=int, default=256, help="channels of DocuNet's first layer")
     add("--loss_type", default="HingeABL", choices=list(LOSSES))
     add("--margin", type=float, help="of AML (default 1) and HingeABL (default 5)")
     add("--gamma", type=float, default=1.0, help="of AFL")
@@ -78,6 +84,7 @@ def build_parser():
     add("--gradient_accumulation_steps", type=int, default=1)
     add("--learning_rate", type=float, default=5e-5, help="of the encoder")
     add("--classifier_lr", type=float, default=1e-4, help="of the new layers")
+    add("--unet_lr", type=float, default=4e-4, help="of DocuNet's U-Net")
     add("--adam_epsilon", type=float, default=1e-6)
     add("--max_grad_norm", type=float, default=1.0)
     add("--warmup_ratio", type=float, default=0.06)
@@ -187,24 +194,27 @@ def load_parts(args):
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
     source = args.model_name_or_path, args.config_name
     sizes = {"num_class": args.num_class, "emb_size": args.emb_size}
+    if args.backbone == "docunet":
+        names = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim")
+        sizes |= {name: getattr(args, name) for name in names}
     if not args.load_path:
         encoder = build_encoder(*source, attention_dropout=args.attention_dropout)
-        return tokenizer, DocREModel(encoder, **sizes)
-    state = load_state(path)
-    if "head_extractor.bias" in state and "bilinear.weight" in state:
-        sizes["emb_size"] = len(state["head_extractor.bias"])
-        sizes["block_size"] = state["bilinear.weight"].shape[1] // sizes["emb_size"]
-    model = DocREModel(build_encoder(*source, weights=False), **sizes)
+        return tokenizer, BACKBONES[args.backbone](encoder, **sizes)
+    sizes |= sizes_of(load_state(path), args.backbone)
+    model = BACKBONES[args.backbone](build_encoder(*source, weights=False), **sizes)
     load_weights(model, path)
     return tokenizer, model
 
 
-def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6):
-    """AdamW without weight decay, as the released code has it; the new layers learn faster."""
-    encoder = list(model.model.parameters())
-    inside = {id(parameter) for parameter in encoder}
-    new = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    groups = [{"params": encoder}, {"params": new, "lr": classifier_lr}]
+def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, unet_lr=4e-4):
+    """AdamW without weight decay, as the released codes have it. The new layers learn faster than
+    the encoder, and DocuNet's U-Net (with its projection) faster still."""
+    groups = {"encoder": [], "new": [], "unet": []}
+    for name, parameter in model.named_parameters():
+        kinds = {"model": "encoder", "liner": "unet", "segmentation_net": "unet"}
+        groups[kinds.get(name.split(".")[0], "new")].append(parameter)
+    rates = {"encoder": learning_rate, "new": classifier_lr, "unet": unet_lr}
+    groups = [{"params": groups[kind], "lr": rates[kind]} for kind in groups if groups[kind]]
     return torch.optim.AdamW(
         groups, lr=learning_rate, eps=adam_epsilon, weight_decay=0.0, fused=True
     )
@@ -381,7 +391,8 @@ def train(run, folder, log):
     generator = torch.Generator().manual_seed(args.seed)
     per_epoch = len(features) // args.train_batch_size // args.gradient_accumulation_steps
     num_steps = per_epoch * args.num_train_epochs
-    optimizer = make_optimizer(run.model, args.learning_rate, args.classifier_lr, args.adam_epsilon)
+    rates = args.learning_rate, args.classifier_lr, args.adam_epsilon, args.unet_lr
+    optimizer = make_optimizer(run.model, *rates)
     schedule = make_schedule(optimizer, num_steps, args.warmup_ratio)
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.precision == "fp16")
     loss_function = get_loss(args.loss_type, args.margin, args.gamma, args.hinge_norm)

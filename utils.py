@@ -47,6 +47,7 @@ def collate(features, tokens, num_class=97, size=512):
     input_ids, attention_mask [W, T]; without documents longer than `size`, W = B and T = L
     mention_pos      [B, R]     token of each mention's opening "*"
     entity_mentions  [B, E, R]  True where a mention belongs to an entity
+    num_entities     [B]
     pairs            [P, 3]     (document, head, tail), all ordered pairs of the documents in turn
     labels           [P, num_class] bool, class 0 where nothing holds
     and, where a document is longer than `size` tokens:
@@ -109,7 +110,8 @@ def _mentions(features):
         for j, (entity, token) in enumerate(mentions):
             position[i, j] = token
             belongs[i, entity, j] = True
-    return {"mention_pos": position, "entity_mentions": belongs}
+    counts = np.array([len(feature["entity_pos"]) for feature in features])
+    return {"mention_pos": position, "entity_mentions": belongs, "num_entities": counts}
 
 
 def _pairs(features, num_class):

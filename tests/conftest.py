@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 from transformers import AutoModel  # noqa: E402
 
-from model import DocREModel, build_encoder  # noqa: E402
+from checkpoint import build_encoder  # noqa: E402
+from model import ATLOP  # noqa: E402
 from prepro import docred_features, read_documents  # noqa: E402
 from train import load_tokenizer  # noqa: E402
 from utils import set_seed  # noqa: E402
@@ -86,7 +87,7 @@ def eager_copy(encoder):
 def small_model(seed=0, **more):
     """A model in eval mode with large enough random weights that its logits differ."""
     set_seed(seed)
-    model = DocREModel(small_encoder(**more), emb_size=64)
+    model = ATLOP(small_encoder(**more), emb_size=64)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.2)

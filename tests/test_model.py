@@ -8,16 +8,15 @@ import torch
 from conftest import eager_copy, make_document, small_encoder, small_model
 from safetensors.torch import save_file
 
-from model import (
-    DocREModel,
+from checkpoint import (
     build_encoder,
-    grouped_bilinear,
     load_model,
     load_weights,
     save_config,
     save_weights,
     window_size,
 )
+from model import ATLOP, grouped_bilinear
 from prepro import InputError, docred_features
 from utils import collate, window_starts
 
@@ -286,4 +285,4 @@ def test_checkpoint_with_code_is_refused_and_the_code_does_not_run(tmp_path):
 
 def test_emb_size_must_fit_the_blocks():
     with pytest.raises(ValueError, match="emb_size 70"):
-        DocREModel(small_encoder(), emb_size=70)
+        ATLOP(small_encoder(), emb_size=70)

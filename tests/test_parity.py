@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import read
 
+from checkpoint import build_encoder, load_weights, transformer_type
 from evaluation import count_patterns, evaluate
 from losses import decode, get_loss
-from model import DocREModel, build_encoder, load_weights, transformer_type
+from model import BACKBONES
 from prepro import entity_pairs
 from train import make_optimizer, make_schedule, train_step
 from utils import collate, special_tokens
@@ -31,7 +32,9 @@ def build(golden_dir, folder, dropout=None):
     if dropout is not None:
         sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     encoder = build_encoder("", sizes, weights=False)
-    model = DocREModel(encoder, emb_size=config["emb_size"], block_size=config["block_size"])
+    names = "emb_size block_size unet_in_dim unet_out_dim down_dim max_height".split()
+    backbone = BACKBONES[folder.rsplit("_", 1)[0]]
+    model = backbone(encoder, **{name: config[name] for name in names if name in config})
     load_weights(model, golden_dir / folder / "state_dict.safetensors")
     return model.eval(), config
 
@@ -75,7 +78,7 @@ def test_decoding(golden_dir, name):
     assert np.array_equal(no_limit[:, 1:], golden[f"prednocap_{name}"][:, 1:])
 
 
-@pytest.mark.parametrize("folder", ["atlop_bert", "atlop_roberta"])
+@pytest.mark.parametrize("folder", ["atlop_bert", "atlop_roberta", "docunet_bert", "kd_docre_bert"])
 def test_logits(golden_dir, golden_features, golden_tokenizer, folder):
     model, config = build(golden_dir, folder)
     features = [golden_features[title] for title in config["titles"]]

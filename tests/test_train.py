@@ -11,9 +11,9 @@ import torch
 from conftest import ROOT, read, shared, small_encoder
 
 import train
+from checkpoint import load_model
 from evaluation import count_patterns, evaluate
 from losses import LOSSES
-from model import load_model
 from prepro import InputError, read_documents
 from train import epoch_groups, make_optimizer, make_schedule
 from utils import set_seed

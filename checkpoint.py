@@ -1,0 +1,161 @@
+"""Encoders and checkpoints: what is loaded from, and saved to, disk."""
+
+import re
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from model import BACKBONES, QUERY_KEY, dropout_name
+from prepro import InputError, read_json
+from utils import write_atomically, write_json
+
+
+def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
+    """A transformers encoder that returns what localized context pooling needs.
+
+    name: hub name or folder; config_name: the same, for the configuration, None: name; a dict is
+    taken as the configuration itself. weights False draws random ones and needs no weights file.
+    attention_dropout None keeps the configuration's (0 lets a CPU train with fused attention).
+    Raises InputError, naming the encoder, if it cannot be loaded or returns no attention.
+    """
+    source = config_name or name
+    try:
+        if isinstance(source, dict):
+            config = AutoConfig.for_model(**source)
+        else:
+            config = AutoConfig.from_pretrained(source)
+        if attention_dropout is not None:
+            setattr(config, dropout_name(config), attention_dropout)
+        fused = config.model_type in QUERY_KEY
+        options = {} if fused else {"attn_implementation": "eager"}
+        if weights:
+            encoder = AutoModel.from_pretrained(name, config=config, **options)
+        else:
+            encoder = AutoModel.from_config(config, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"encoder {source}: cannot be loaded: {reason}") from None
+    if not fused:
+        _check_returns_attention(encoder, source)
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # of no use here: unused parameters and time
+    return encoder.float()
+
+
+@torch.no_grad()
+def _check_returns_attention(encoder, name):
+    config, length = encoder.config, 8
+    attention = None
+    if not config.is_encoder_decoder:
+        ids = torch.full((1, length), min(10, config.vocab_size - 1))
+        try:
+            output = encoder(ids, torch.ones_like(ids), output_attentions=True)
+            attention = (output.attentions or [None])[-1]
+        except (TypeError, ValueError, AttributeError, RuntimeError):
+            pass
+    if attention is None or attention.shape[2:] != (length, length):
+        raise InputError(
+            f"encoder {name}: a {config.model_type} model does not return the attention between "
+            "its tokens that localized context pooling is made of; use BERT, RoBERTa, DistilBERT, "
+            "ELECTRA, DeBERTa-v2/3 or ModernBERT"
+        )
+
+
+def transformer_type(config):
+    """ "roberta" or "bert": how the windows of long documents are closed."""
+    return "roberta" if config.model_type in ("roberta", "xlm-roberta", "camembert") else "bert"
+
+
+def window_size(config, largest=512):
+    """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders."""
+    limit = getattr(config, "max_position_embeddings", None) or largest
+    if transformer_type(config) == "roberta":
+        limit -= config.pad_token_id + 1  # RoBERTa counts positions from there
+    return min(limit, largest)
+
+
+def save_config(model, folder, **more):
+    """Writes config.json: what `load_model` needs besides model.safetensors, and `more`."""
+    encoder = {k: v for k, v in model.model.config.to_dict().items() if k[0] != "_"}
+    backbone = next(name for name, kind in BACKBONES.items() if type(model) is kind)
+    config = {"backbone": backbone, "sizes": model.sizes, "encoder": encoder}
+    write_json(folder / "config.json", config | more)
+
+
+def save_weights(model, folder):
+    """Writes model.safetensors, under the released code's parameter names."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path))
+
+
+def load_model(folder):
+    """The model of a run folder, and its config.json as a dict. Raises InputError."""
+    config = read_json(folder / "config.json")
+    try:
+        encoder = build_encoder("", config["encoder"], weights=False)
+        model = BACKBONES[config["backbone"]](encoder, **config["sizes"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}/config.json: not a run's configuration: {error!r}") from None
+    load_weights(model, folder / "model.safetensors")
+    return model, config
+
+
+def load_state(path):
+    """Parameter name -> tensor, of a .safetensors file or a torch file (.pt; read without running
+    any code it may hold). Raises InputError."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # whatever the readers raise on a foreign file
+        raise InputError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
+    if isinstance(state, dict) and isinstance(state.get("checkpoint"), dict):
+        state = state["checkpoint"]  # DocuNet's, beside its settings
+    if not isinstance(state, dict) or not all(torch.is_tensor(x) for x in state.values()):
+        raise InputError(f"{path}: not a checkpoint: expected parameter names and tensors")
+    # "module.": saved from torch's DataParallel; "bert_model.": DocuNet's name of the encoder. The
+    # pooler is never used, and older transformers saved the position ids 0, 1, 2, ...
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = {re.sub(r"^bert_model\.", "model.", name): tensor for name, tensor in state.items()}
+    unused = re.compile(r"model\.pooler\..*|.*position_ids")
+    return {name: tensor for name, tensor in state.items() if not unused.fullmatch(name)}
+
+
+def sizes_of(state, backbone):
+    """The sizes that a checkpoint's model of this backbone was made with, as far as they show."""
+
+    def shape(name):
+        return state[name].shape
+
+    try:
+        sizes = {"emb_size": len(state["head_extractor.bias"])}
+        blocks = "projection.weight" if backbone == "kd_docre" else "bilinear.weight"
+        sizes["block_size"] = shape(blocks)[1] // sizes["emb_size"]
+        if backbone == "docunet":
+            sizes["unet_in_dim"] = shape("liner.weight")[0]
+            sizes["unet_out_dim"] = shape("segmentation_net.outc.conv.weight")[0]
+            sizes["down_dim"] = shape("segmentation_net.inc.conv.double_conv.0.weight")[0]
+    except KeyError:  # of another backbone: load_weights says what does not fit
+        return {}
+    return sizes
+
+
+def load_weights(model, path):
+    """Loads a checkpoint with the released code's parameter names. Raises InputError, with the
+    first names that do not fit, if any parameter is missing, unknown or of another shape."""
+    given, own = load_state(path), model.state_dict()
+    faults = [f"{name} is missing" for name in own if name not in given]
+    faults += [f"{name} is unknown" for name in given if name not in own]
+    faults += [
+        f"{name} is {list(given[name].shape)}, not {list(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(f"{path}: does not fit the model: {'; '.join(faults[:3])}{more}")
+    model.load_state_dict(given)
