@@ -55,24 +55,18 @@ class DocREModel(nn.Module):
         **windows,
     ):
         """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32."""
-        tokens, rows = self.encode(input_ids, attention_mask, mention_pos, **windows)
+        tokens, rows = self.encode(input_ids, attention_mask, mention_pos, windows)
         entities = entity_embeddings(tokens, mention_pos, entity_mentions)  # [B, E, d]
         attention = entity_attention(rows, entity_mentions)  # [B, E, heads, L]
         return self.classify(tokens, entities, attention, num_entities, pairs)
 
-    def encode(
-        self,
-        input_ids,
-        attention_mask,
-        mention_pos,
-        window_doc=None,
-        window_start=None,
-        window_valid=None,
-    ):
+    def encode(self, input_ids, attention_mask, mention_pos, windows):
         """Token embeddings [B, L, d] and the last layer's attention from every mention's marker to
         all tokens, [B, R, heads, L] in float32 (in training after attention dropout)."""
-        if window_doc is None:
+        if not windows:
             return encode_windows(self.model, input_ids, attention_mask, mention_pos)
+        window_doc, window_start = windows["window_doc"], windows["window_start"]
+        window_valid = windows["window_valid"]
         pos = mention_pos[window_doc] - window_start[:, None]  # [W, R], in the window's tokens
         inside = (pos >= 0) & (pos < input_ids.shape[1])
         pos = pos.clamp(0, input_ids.shape[1] - 1)
@@ -277,6 +271,8 @@ class AxialAttention(nn.Module):
 class SelfAttention(nn.Module):
     def __init__(self, width, num_heads):
         super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not a multiple of {num_heads} attention heads")
         self.num_heads = num_heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_kv = nn.Linear(width, 2 * width, bias=False)

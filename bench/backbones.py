@@ -1,0 +1,116 @@
+"""Time and peak memory of one training step, for the three backbones.
+
+    python bench/backbones.py [--entities 42] [--batch 4] [--tokens 512] [--device cuda]
+
+Every backbone runs in a process of its own: a batch of made-up documents, an encoder of BERT-base's
+size (or --width, --layers) with random weights, float32 on a CPU, bfloat16 on a GPU. The time is
+the median of --repeats steps after one to warm up. Peak memory: on a GPU what was allocated; on a
+CPU the process's largest size less what it was before the first step.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from checkpoint import build_encoder  # noqa: E402
+from losses import get_loss  # noqa: E402
+from model import BACKBONES  # noqa: E402
+from train import make_optimizer, make_schedule, train_step  # noqa: E402
+from utils import collate, set_seed  # noqa: E402
+
+
+def make_features(args):
+    """Documents with the wanted number of entities, 1.4 mentions each, 6 % of the pairs related."""
+    set_seed(0)
+    features = []
+    for i in range(args.batch):
+        places = torch.randint(args.tokens - 3, (args.entities, 2)).tolist()
+        entity_pos = [
+            [(x, x + 1) for x in spans[: 1 + (e % 5 < 2)]] for e, spans in enumerate(places)
+        ]
+        pairs = torch.randint(args.entities, (args.entities**2 // 16, 2))
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]].unique(dim=0)
+        triples = torch.cat([pairs, torch.randint(1, 97, (len(pairs), 1))], dim=1).numpy()
+        ids = [2, *torch.randint(5, 1000, (args.tokens - 2,)).tolist(), 3]
+        features.append(
+            {"title": str(i), "input_ids": ids, "entity_pos": entity_pos, "triples": triples}
+        )
+    return features
+
+
+def measure(backbone, args):
+    """{"seconds": median of the steps, "peak_mib": peak memory}"""
+    config = {
+        "model_type": "bert",
+        "hidden_size": args.width,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": 12,
+        "intermediate_size": 4 * args.width,
+    }
+    batch = collate(make_features(args), ([2], [3], 0))
+    batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
+    set_seed(0)
+    model = BACKBONES[backbone](build_encoder("", config, weights=False), emb_size=args.width)
+    model.to(args.device).train()
+    optimizer = make_optimizer(model, 5e-5, 1e-4)
+    schedule = make_schedule(optimizer, 1000, 0.06)
+    on_gpu = args.device.startswith("cuda")
+    kind = "cuda" if on_gpu else "cpu"
+    amp = partial(torch.autocast, kind, dtype=torch.bfloat16, enabled=on_gpu)
+    scaler = torch.amp.GradScaler(kind, enabled=False)
+
+    def step():
+        train_step(model, [batch], get_loss("HingeABL"), optimizer, schedule, scaler, amp, 1.0)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(args.repeats + 1):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak / 1024
+    return {"seconds": statistics.median(seconds[1:]), "peak_mib": peak}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--entities", type=int, default=42)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--backbone", choices=list(BACKBONES), help="only this one, in this process"
+    )
+    args = parser.parse_args()
+    if args.backbone:
+        print(json.dumps(measure(args.backbone, args)))
+        return
+    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
+    print(f"{args.batch} documents, {args.entities} entities, {args.tokens} tokens each;", end=" ")
+    print(f"encoder {args.layers} x {args.width}; {name}, {torch.get_num_threads()} threads")
+    print(f"{'backbone':10} {'s / step':>9} {'peak MiB':>9}")
+    for backbone in BACKBONES:
+        command = [sys.executable, __file__, *sys.argv[1:], "--backbone", backbone]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        row = json.loads(result.stdout.splitlines()[-1])
+        print(f"{backbone:10} {row['seconds']:9.2f} {row['peak_mib']:9.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
