@@ -35,6 +35,9 @@ def run_main(main):
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def relation_ids(path=META_DIR / "rel2id.json"):
@@ -158,7 +161,7 @@ def _field(record, name, kind, where=""):
     return value
 
 
-def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None, progress=False):
+def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
     """Features of validated documents: a list with one dict per document,
 
     title        str
@@ -174,7 +177,7 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None, prog
     pieces = _word_pieces(documents, tokenizer)
     marker = _marker_id(tokenizer)
     features = []
-    for document in tqdm(documents, desc="features", unit="doc", disable=not progress):
+    for document in tqdm(documents, desc="features", unit="doc", leave=False, disable=None):
         tokens, entity_pos = _mark_entities(document, pieces, marker)
         labels = document.get(
             "labels", []
@@ -192,10 +195,10 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None, prog
     return features
 
 
-def read_docred(path, tokenizer, max_seq_length=1024, rel2id=None, progress=False):
+def read_docred(path, tokenizer, max_seq_length=1024, rel2id=None):
     """Features of a DocRED-format file: `read_documents`, then `docred_features`."""
     documents = read_documents(path, rel2id)
-    return docred_features(documents, tokenizer, max_seq_length, rel2id, progress)
+    return docred_features(documents, tokenizer, max_seq_length, rel2id)
 
 
 def _word_pieces(documents, tokenizer):

@@ -9,6 +9,7 @@ The recipe is the paper's Appendix B; every number of it is a flag.
 import hashlib
 import json
 import platform
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -161,13 +162,13 @@ def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
 
 
 @torch.no_grad()
-def predict_logits(model, features, make_batch, batch_size, amp, progress=""):
+def predict_logits(model, features, make_batch, batch_size, amp, progress):
     """Logits [pairs, classes] (float32, on the CPU) and labels of all pairs, document by document
     in the order of `features`. Documents of like length share a batch."""
     model.eval()
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     parts = [None] * len(features)
-    bar = tqdm(total=len(features), desc=progress, unit="doc", leave=False, disable=not progress)
+    bar = tqdm(total=len(features), desc=progress, unit="doc", leave=False, disable=None)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = make_batch([features[i] for i in chosen])
@@ -212,6 +213,7 @@ class Run:
         self.rel2id = relation_ids(args.rel2id)
         self.splits = read_splits(args, self.rel2id)
         self.train_facts = evaluation.named_facts(self.splits["train"])
+        self.folder = prepare_folder(args)
         set_seed(args.seed)
         self.tokenizer, model = load_parts(args)
         self.model = model.to(args.device)
@@ -319,7 +321,9 @@ def train(run, folder, log):
             best = record
             save_weights(run.model, folder)
 
-    bar = tqdm(total=num_steps * args.train_batch_size, desc="train", unit="doc")
+    group_size = args.train_batch_size * args.gradient_accumulation_steps
+    pause = 0.1 if sys.stderr.isatty() else 60  # seconds; a log file needs no animation
+    bar = tqdm(total=num_steps * group_size, desc="train", unit="doc", mininterval=pause)
     for epoch in range(1, args.num_train_epochs + 1):
         groups = epoch_groups(
             lengths,
@@ -343,7 +347,7 @@ def train(run, folder, log):
             )
             losses.append(loss)
             step += 1
-            bar.update(len(group) * args.train_batch_size)
+            bar.update(group_size)
             if step % 10 == 0 or step == num_steps:
                 if not torch.isfinite(loss):
                     raise InputError(
@@ -379,7 +383,8 @@ def prepare_folder(args):
     folder = Path(args.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("results.json", "metrics.jsonl", "predictions.json", "test_logits.npz"):
+        results = ["results.json", "predictions.json", "test_logits.npz"]
+        for name in results if args.load_path else [*results, "metrics.jsonl"]:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--output_dir {folder}: {error.strerror}") from None
@@ -391,8 +396,7 @@ def main(argv=None):
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     run = Run(args)
-    folder = prepare_folder(args)
-    results = run.describe()
+    folder, results = run.folder, run.describe()
     if args.load_path:
         results["dev"] = run.evaluate("dev")[0]
     else:

@@ -9,8 +9,7 @@ DATA="$(data_dir "$@")"
 BACKBONE="${BACKBONE:-atlop}"
 LOSS="${LOSS:-HingeABL}"
 
-# Of these --unet_lr and --max_height concern DocuNet alone. (Its own code decodes as here; the
-# learning rates are those of its own recipe: encoder, extractors and classifier, U-Net.)
+# --unet_lr and --max_height concern DocuNet alone.
 "$PYTHON" "$ROOT/train.py" \
   --data_dir "$DATA" \
   --backbone "$BACKBONE" \

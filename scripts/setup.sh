@@ -45,7 +45,7 @@ data_dir() {
   given="${given:-${REDOCRED_DIR:-}}"
   if [[ -z "$given" ]]; then
     given="$ROOT/dataset/redocred"
-    "$ROOT/scripts/download_redocred.sh" "$given" >&2
+    "$ROOT/scripts/download_redocred.sh" "$given" >&2 || exit 2
   fi
   echo "$given"
 }
