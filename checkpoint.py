@@ -6,9 +6,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
-from model import BACKBONES, QUERY_KEY, dropout_name
-from prepro import InputError, read_json
-from utils import write_atomically, write_json
+from model import BACKBONES, dropout_name, has_plain_attention
+from prepro import InputError, read_json, write_atomically, write_json
+
+# The pooler's output is never used, and older transformers saved the position ids 0, 1, 2, ...
+_UNUSED = re.compile(r"(.*\.)?pooler\..*|.*position_ids")
 
 
 def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
@@ -20,6 +22,7 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
     Raises InputError, naming the encoder, if it cannot be loaded or returns no attention.
     """
     source = config_name or name
+    shown = source["model_type"] if isinstance(source, dict) else source
     try:
         if isinstance(source, dict):
             config = AutoConfig.for_model(**source)
@@ -27,17 +30,21 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
             config = AutoConfig.from_pretrained(source)
         if attention_dropout is not None:
             setattr(config, dropout_name(config), attention_dropout)
-        fused = config.model_type in QUERY_KEY
-        options = {} if fused else {"attn_implementation": "eager"}
+        options = {} if has_plain_attention(config) else {"attn_implementation": "eager"}
+        missing = []
         if weights:
-            encoder = AutoModel.from_pretrained(name, config=config, **options)
+            options["output_loading_info"] = True
+            encoder, info = AutoModel.from_pretrained(name, config=config, **options)
+            missing = [key for key in info["missing_keys"] if not _UNUSED.fullmatch(key)]
         else:
             encoder = AutoModel.from_config(config, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"encoder {source}: cannot be loaded: {reason}") from None
-    if not fused:
-        _check_returns_attention(encoder, source)
+    except Exception as error:  # the hub, the file formats and the models raise all kinds
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise InputError(f"encoder {shown}: cannot be loaded: {reason}") from None
+    if missing:
+        raise InputError(f"encoder {shown}: its weights lack {len(missing)}, first {missing[0]}")
+    if not has_plain_attention(config):
+        _check_returns_attention(encoder, shown)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # of no use here: unused parameters and time
     return encoder.float()
@@ -48,11 +55,11 @@ def _check_returns_attention(encoder, name):
     config, length = encoder.config, 8
     attention = None
     if not config.is_encoder_decoder:
-        ids = torch.full((1, length), min(10, config.vocab_size - 1))
         try:
+            ids = torch.full((1, length), min(10, config.vocab_size - 1))
             output = encoder(ids, torch.ones_like(ids), output_attentions=True)
             attention = (output.attentions or [None])[-1]
-        except (TypeError, ValueError, AttributeError, RuntimeError):
+        except Exception:  # a model of images, of sound, ...
             pass
     if attention is None or attention.shape[2:] != (length, length):
         raise InputError(
@@ -95,7 +102,9 @@ def load_model(folder):
     try:
         encoder = build_encoder("", config["encoder"], weights=False)
         model = BACKBONES[config["backbone"]](encoder, **config["sizes"])
-    except (KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder}/config.json: not a run's configuration: {error!r}") from None
     load_weights(model, folder / "model.safetensors")
     return model, config
@@ -115,14 +124,13 @@ def load_state(path):
         raise InputError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
     if isinstance(state, dict) and isinstance(state.get("checkpoint"), dict):
         state = state["checkpoint"]  # DocuNet's, beside its settings
-    if not isinstance(state, dict) or not all(torch.is_tensor(x) for x in state.values()):
+    is_state = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not is_state or not all(torch.is_tensor(x) for x in state.values()):
         raise InputError(f"{path}: not a checkpoint: expected parameter names and tensors")
-    # "module.": saved from torch's DataParallel; "bert_model.": DocuNet's name of the encoder. The
-    # pooler is never used, and older transformers saved the position ids 0, 1, 2, ...
+    # "module.": saved from torch's DataParallel; "bert_model.": DocuNet's name of the encoder
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     state = {re.sub(r"^bert_model\.", "model.", name): tensor for name, tensor in state.items()}
-    unused = re.compile(r"model\.pooler\..*|.*position_ids")
-    return {name: tensor for name, tensor in state.items() if not unused.fullmatch(name)}
+    return {name: tensor for name, tensor in state.items() if not _UNUSED.fullmatch(name)}
 
 
 def sizes_of(state, backbone):
@@ -139,7 +147,8 @@ def sizes_of(state, backbone):
             sizes["unet_in_dim"] = shape("liner.weight")[0]
             sizes["unet_out_dim"] = shape("segmentation_net.outc.conv.weight")[0]
             sizes["down_dim"] = shape("segmentation_net.inc.conv.double_conv.0.weight")[0]
-    except KeyError:  # of another backbone: load_weights says what does not fit
+    except (KeyError, IndexError, ZeroDivisionError, TypeError):
+        # of another backbone: load_weights says what does not fit
         return {}
     return sizes
 

@@ -11,7 +11,6 @@ All scores lie in [0, 1].
 from collections import Counter
 
 import numpy as np
-import ujson
 
 from prepro import (
     InputError,
@@ -20,6 +19,7 @@ from prepro import (
     read_json,
     relation_ids,
     run_main,
+    write_json,
 )
 
 # The ten relations with most facts in DocRED's training set; the rest are the long tail.
@@ -191,8 +191,8 @@ def patterns_of_file(path):
         arrays = np.load(path, allow_pickle=False)
         threshold = arrays["threshold"] if "threshold" in arrays else None
         return count_patterns(arrays["logits"], arrays["labels"], threshold)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{path}: not a logits file: {error}") from None
+    except Exception as error:  # whatever numpy and zipfile raise on a foreign file
+        raise InputError(f"{path}: not a logits file: {error!r}") from None
 
 
 def read_predictions(path, truth, rel2id=None):
@@ -272,8 +272,7 @@ def main(argv=None):
     if not args.train:
         print("no --train file: Ign F1 leaves out nothing")
     if args.output:
-        with open(args.output, "w", encoding="utf-8") as file:
-            ujson.dump(scores, file, indent=1)
+        write_json(args.output, scores)
 
 
 if __name__ == "__main__":

@@ -66,14 +66,14 @@ class DocREModel(nn.Module):
         if not windows:
             return encode_windows(self.model, input_ids, attention_mask, mention_pos)
         window_doc, window_start = windows["window_doc"], windows["window_start"]
-        window_valid = windows["window_valid"]
+        window_valid, doc_mask = windows["window_valid"], windows["doc_mask"]
         pos = mention_pos[window_doc] - window_start[:, None]  # [W, R], in the window's tokens
         inside = (pos >= 0) & (pos < input_ids.shape[1])
         pos = pos.clamp(0, input_ids.shape[1] - 1)
         inside &= window_valid.gather(1, pos)
         hidden, rows = encode_windows(self.model, input_ids, attention_mask, pos)
         rows = rows * inside[:, :, None, None]
-        return merge_windows(hidden, rows, window_doc, window_start, window_valid)
+        return merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask)
 
     def combine(self, linear, entities, contexts, pairs, place):
         """linear's grouped bilinear form of every pair's head and tail, each seen with the pair's
@@ -296,13 +296,13 @@ class SelfAttention(nn.Module):
 def encode_windows(encoder, input_ids, attention_mask, mention_pos):
     """Token embeddings [W, T, d] and attention rows [W, R, heads, T] at mention_pos [W, R]."""
     window = torch.arange(len(input_ids), device=input_ids.device)[:, None]
-    names = QUERY_KEY.get(encoder.config.model_type)
-    if names is None:
+    if not has_plain_attention(encoder.config):
         output = encoder(input_ids, attention_mask, output_attentions=True)
         return output.last_hidden_state, at_least_float32(
             output.attentions[-1][window, :, mention_pos]
         )
 
+    names = QUERY_KEY[encoder.config.model_type]
     projections = {name: _last_module(encoder, name) for name in names}
     seen = {}
     hooks = [
@@ -323,6 +323,12 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos):
     return hidden, F.dropout(scores.softmax(-1), dropout, encoder.training)
 
 
+def has_plain_attention(config):
+    """True for the encoders of QUERY_KEY, unless made with relative positions."""
+    positions = getattr(config, "position_embedding_type", None)
+    return config.model_type in QUERY_KEY and positions in (None, "absolute")
+
+
 def dropout_name(config):
     """What the configuration calls the dropout of attention weights: BERT and its kin; others."""
     bert = "attention_probs_dropout_prob"
@@ -333,17 +339,15 @@ def _last_module(encoder, name):
     return [m for path, m in encoder.named_modules() if path.rsplit(".", 1)[-1] == name][-1]
 
 
-def merge_windows(hidden, rows, window_doc, window_start, window_valid):
+def merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask):
     """Windows [W, T] back to documents [B, L]: embeddings are averaged where windows overlap,
-    attention rows are added and renormalised."""
+    attention rows are added and, of documents of several windows, renormalised."""
     valid = window_valid.to(hidden.dtype)
     width = valid.shape[1]
-    num_docs = int(window_doc[-1]) + 1
-    length = int(window_start.max()) + width
+    num_docs, length = doc_mask.shape
     place = window_start[:, None] + torch.arange(width, device=valid.device)
-    place = (
-        place + window_doc[:, None] * length
-    ).flatten()  # [W T], in the tokens of all documents
+    # [W T], in the tokens of all documents; padding, which adds zeros, may point anywhere
+    place = (place.clamp(max=length - 1) + window_doc[:, None] * length).flatten()
 
     def add_up(values):  # [W, T, n] -> [B, L, n]
         total = values.new_zeros(num_docs * length, values.shape[2])
@@ -354,7 +358,7 @@ def merge_windows(hidden, rows, window_doc, window_start, window_valid):
     rows = rows * window_valid[:, None, None, :]
     shape = rows.shape[1:3]
     rows = add_up(rows.permute(0, 3, 1, 2).flatten(2)).unflatten(2, shape).permute(0, 2, 3, 1)
-    is_long = torch.bincount(window_doc, minlength=num_docs) > 1
+    is_long = doc_mask.sum(1) > width
     renormalised = rows / (rows.sum(-1, keepdim=True) + 1e-10)
     return tokens, torch.where(is_long[:, None, None, None], renormalised, rows)
 

@@ -9,7 +9,24 @@ from model import BACKBONES
 from prepro import META_DIR, InputError, OneLineParser, read_json
 
 # What a saved run was made with, and is evaluated with unless the command line says otherwise.
-SAVED_WITH_MODEL = ("backbone", "loss_type", "num_labels", "max_seq_length")
+SAVED_WITH_MODEL = ("backbone", "loss_type", "num_labels", "num_class", "max_seq_length")
+
+LEAST = {  # what a flag must be at least
+    "train_batch_size": 1,
+    "test_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_seq_length": 3,  # [CLS], a word, [SEP]
+    "num_class": 2,
+    "emb_size": 64,
+    "max_height": 4,  # halved twice
+    "unet_in_dim": 1,
+    "unet_out_dim": 1,
+    "down_dim": 2,
+}
+
+
+def config_of(load_path):
+    return Path(load_path) / "config.json"
 
 
 def build_parser():
@@ -65,14 +82,14 @@ def build_parser():
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--wandb", default="disabled", choices=["disabled", "offline", "online"])
     add("--proj_name", default="HingeABL", help="wandb project")
-    add("--run_name", default="", help="default: <encoder>-<loss>-seed<seed>")
+    add("--run_name", default="", help="default: <encoder>-<backbone>-<loss>-seed<seed>")
     return parser
 
 
 def parse_args(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
-    config = Path(args.load_path) / "config.json"
+    config = config_of(args.load_path)
     if args.load_path and config.is_file():
         saved = read_json(config)
         saved = saved.get("run", {}) if isinstance(saved, dict) else {}
@@ -85,35 +102,41 @@ def parse_args(argv=None):
 
 def check_args(args):
     """Raises InputError for values that no run can have."""
-    for name in "train_batch_size test_batch_size gradient_accumulation_steps emb_size".split():
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}: {getattr(args, name)} is less than 1")
+    for name, least in LEAST.items():
+        if getattr(args, name) < least:
+            raise InputError(f"--{name}: {getattr(args, name)} is less than {least}")
     for name in "learning_rate classifier_lr num_train_epochs max_grad_norm adam_epsilon".split():
         if not getattr(args, name) > 0:
             raise InputError(f"--{name}: {getattr(args, name)} is not above 0")
-    if args.max_seq_length < 3:
-        raise InputError(f"--max_seq_length: {args.max_seq_length} leaves no room for a word")
     if not 0 <= args.warmup_ratio <= 1:
         raise InputError(f"--warmup_ratio: {args.warmup_ratio} is not between 0 and 1")
     if args.emb_size % 64:
         raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
+    if not -(2**63) <= args.seed < 2**63:
+        raise InputError(f"--seed: {args.seed} has more than 64 bits")
     if args.load_path and not Path(args.load_path).exists():
         raise InputError(f"--load_path {args.load_path}: no such file or folder")
+    if Path(args.load_path or __file__).is_dir() and not config_of(args.load_path).is_file():
+        raise InputError(f"--load_path {args.load_path}: not a run folder, it has no config.json")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=args.device)
+        kind = torch.empty(0, device=args.device).device.type
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"--device {args.device}: neither cpu nor cuda")
     on_gpu = args.device.startswith("cuda")
     if args.precision == "auto":
-        half = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp16"
-        args.precision = half if on_gpu else "fp32"
+        # Older cards emulate bf16, slowly.
+        has_bf16 = on_gpu and torch.cuda.get_device_capability(args.device)[0] >= 8
+        args.precision = ("bf16" if has_bf16 else "fp16") if on_gpu else "fp32"
     if args.precision == "fp16" and not on_gpu:
         raise InputError("--precision fp16: needs a GPU; on a CPU take fp32 or bf16")
     if not args.run_name:
-        encoder = Path(args.model_name_or_path).name
-        args.run_name = f"{encoder}-{args.loss_type}-seed{args.seed}"
+        path = Path(args.model_name_or_path)
+        encoder = path.parent.name if path.name in ("model", "encoder") else path.name
+        args.run_name = f"{encoder}-{args.backbone}-{args.loss_type}-seed{args.seed}"
     if not args.output_dir and not args.load_path:
         args.output_dir = str(Path("runs") / args.run_name)
     finished = Path(args.output_dir) / "results.json"

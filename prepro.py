@@ -6,6 +6,7 @@ line that names file, document and field (`InputError`).
 
 import argparse
 import json
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -40,9 +41,34 @@ def run_main(main):
         sys.exit(130)
 
 
+def write_atomically(path, write):
+    """Calls write(a temporary path beside `path`) and moves the result into place: a reader, or a
+    kill at any moment, sees the old file or the new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, content, indent=1):
+    """Writes JSON atomically."""
+    text = ujson.dumps(content, indent=indent, ensure_ascii=False, escape_forward_slashes=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", "utf-8"))
+
+
 def relation_ids(path=META_DIR / "rel2id.json"):
-    """Property -> class id, e.g. {"Na": 0, "P17": 1, ...}."""
-    return read_json(path)
+    """Property -> class id, e.g. {"Na": 0, "P17": 1, ...}. Raises InputError."""
+    rel2id = read_json(path)
+    if not isinstance(rel2id, dict) or not all(type(x) is int for x in rel2id.values()):
+        raise InputError(f"{path}: expected an object, property -> class id")
+    if sorted(rel2id.values()) != list(range(len(rel2id))):
+        raise InputError(f"{path}: the class ids are not 0 to {len(rel2id) - 1}, each once")
+    return rel2id
 
 
 def read_json(path):
@@ -210,6 +236,9 @@ def _word_pieces(documents, tokenizer):
 
 
 def _marker_id(tokenizer):
+    for name in ("cls_token", "sep_token", "pad_token"):
+        if getattr(tokenizer, f"{name}_id", None) is None:
+            raise InputError(f"the tokenizer has no {name}")
     marker = tokenizer.convert_tokens_to_ids("*")
     if marker is None or marker == tokenizer.unk_token_id:
         raise InputError('the tokenizer has no token "*", which marks the mentions')

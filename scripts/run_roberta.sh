@@ -15,9 +15,9 @@ LOSS="${LOSS:-HingeABL}"
   --backbone "$BACKBONE" \
   --transformer_type roberta \
   --model_name_or_path roberta-large \
-  --run_name "roberta-large-$BACKBONE-$LOSS" \
   --loss_type "$LOSS" \
   --hinge_norm separate \
+  --emb_size 768 \
   --train_batch_size 4 \
   --test_batch_size 8 \
   --gradient_accumulation_steps 1 \
@@ -26,6 +26,7 @@ LOSS="${LOSS:-HingeABL}"
   --classifier_lr 1e-4 \
   --unet_lr 4e-4 \
   --max_height 42 \
+  --adam_epsilon 1e-6 \
   --max_grad_norm 1.0 \
   --warmup_ratio 0.06 \
   --num_train_epochs 30 \

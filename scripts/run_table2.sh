@@ -44,7 +44,8 @@ cells = {}
 for path in sorted(Path(sys.argv[1]).glob("*-seed*/results.json")):
     run = json.loads(path.read_text())
     key = run["args"]["backbone"], run["args"]["loss_type"]
-    cells.setdefault(key, []).append(run["test"])
+    if "test" in run:
+        cells.setdefault(key, []).append(run["test"])
 print(f"{'backbone':10} {'loss':16} {'test F1':>8} {'Ign F1':>8}  seeds")
 for (backbone, loss), tests in cells.items():
     f1, ign_f1 = (100 * statistics.mean(x[name] for x in tests) for name in ("f1", "ign_f1"))

@@ -4,7 +4,7 @@
 # calls find it as it is. PYTHON=/path/to/python uses an environment of your own instead, as it is.
 # TORCH picks another build, e.g. TORCH="torch==2.8.0".
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export TOKENIZERS_PARALLELISM=false
 
 # install NAME FILE [PACKAGE ...]: once for each content of FILE
@@ -25,7 +25,11 @@ if [[ -z "${PYTHON:-}" ]]; then
       exit 2
     fi
     echo "making a virtual environment, .venv ..." >&2
-    "$base" -m venv "$ROOT/.venv"
+    if ! "$base" -m venv "$ROOT/.venv" >&2; then
+      rm -rf "$ROOT/.venv"
+      echo "error: $base -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2
+      exit 2
+    fi
   fi
   # One build of torch for everybody, so that scores can be compared.
   install requirements "$ROOT/requirements.txt" "${TORCH:-torch==2.13.0}"

@@ -170,8 +170,8 @@ def test_attention_of_a_long_document_sums_to_one():
     model = small_model(max_position_embeddings=128)
     batch = collate(features_of((8, 40)), TOKENS, size=128)
     names = ("input_ids", "attention_mask", "mention_pos")
-    windows = {k: v for k, v in batch.items() if k.startswith("window")}
-    assert len(windows) == 3 and len(batch["window_doc"]) > 3
+    windows = {k: v for k, v in batch.items() if k.startswith("window") or k == "doc_mask"}
+    assert len(windows) == 4 and len(batch["window_doc"]) > 3
     with torch.no_grad():
         tokens, rows = model.encode(*(batch[name] for name in names), windows)
     real = batch["entity_mentions"].any(1)
@@ -231,6 +231,20 @@ def test_rows_at_mentions_equal_the_attention_returned_by_the_encoder():
 def test_encoder_without_attention_is_refused_by_name(config):
     with pytest.raises(InputError, match=f"a {config['model_type']} model does not return"):
         build_encoder("", config | {"vocab_size": 50}, weights=False)
+
+
+def test_encoder_without_all_its_weights_is_refused(tmp_path):
+    encoder = small_encoder()
+    encoder.save_pretrained(tmp_path)
+    assert build_encoder(str(tmp_path)).config.hidden_size == 32
+    state = encoder.state_dict()
+    del state["encoder.layer.1.output.dense.bias"]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="its weights lack 1, first encoder.layer.1.output"):
+        build_encoder(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        build_encoder(str(tmp_path))
 
 
 def test_missing_encoder_is_one_line(tmp_path):

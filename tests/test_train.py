@@ -190,6 +190,10 @@ BAD_RUNS = {
     "warm-up": (["--warmup_ratio", "2"], "--warmup_ratio: 2.0 is not between 0 and 1"),
     "device": (["--device", "quantum"], "--device quantum: "),
     "fp16": (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+    "no run": (["--load_path", "tests"], "--load_path tests: not a run folder"),
+    "long seed": (["--seed", "9" * 30], "has more than 64 bits"),
+    "meta": (["--device", "meta"], "--device meta: neither cpu nor cuda"),
+    "small U-Net": (["--backbone", "docunet", "--down_dim", "1"], "--down_dim: 1 is less than 2"),
     "load_path": (["--load_path", "nothing.pt"], "--load_path nothing.pt: no such file"),
 }
 
@@ -209,6 +213,44 @@ def test_finished_run_is_not_overwritten_unasked(demo, finished):
     with pytest.raises(InputError, match="holds a finished run; add --overwrite"):
         train.main(flags(demo, finished))
     assert (finished / "results.json").read_bytes() == before
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(demo, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(InputError, match="tokenizer nowhere: cannot be loaded"):
+        more = ["--overwrite", "--model_name_or_path", "nowhere"]
+        train.main(flags(demo, tmp_path / "run", *more))
+    assert read(tmp_path / "run/results.json") == read(finished / "results.json")
+
+
+@pytest.mark.parametrize("content,message", [
+    ([], "expected an object"),
+    ({"Na": 0, "P17": "1"}, "expected an object"),
+    ({"Na": 0, "P17": 2}, "the class ids are not 0 to 1, each once"),
+])  # fmt: skip
+def test_bad_relation_file(demo, tmp_path, content, message):
+    path = tmp_path / "rel2id.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{path}: {message}"):
+        train.main(flags(demo, tmp_path / "run", "--rel2id", str(path)))
+
+
+def test_own_relations_come_back_with_the_run(demo, tmp_path):
+    rel2id = read(ROOT / "meta/rel2id.json") | {"X1": 97}
+    (tmp_path / "rel2id.json").write_text(json.dumps(rel2id))
+    more = ["--rel2id", str(tmp_path / "rel2id.json"), "--num_class", "98"]
+    train.main(flags(demo, tmp_path / "run", "--num_train_epochs", "1", *more))
+    where = ["--data_dir", str(demo), "--load_path", str(tmp_path / "run"), "--device", "cpu"]
+    train.main([*where, "--output_dir", str(tmp_path / "eval")])
+    test = read(tmp_path / "eval/results.json")["test"]
+    assert test == read(tmp_path / "run/results.json")["test"]
+
+
+def test_vocabulary_must_fit_the_tokenizer(demo, tmp_path):
+    small_encoder(vocab_size=50).save_pretrained(tmp_path)
+    more = ["--model_name_or_path", str(tmp_path), "--tokenizer_name", str(demo / "encoder")]
+    with pytest.raises(InputError, match="tokenizer: id .* is none of the encoder's 50"):
+        train.main(flags(demo, tmp_path / "run", *more))
 
 
 def test_encoder_type_must_agree(demo, tmp_path):
