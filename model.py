@@ -85,9 +85,8 @@ class DocREModel(nn.Module):
 
 
 class ATLOP(DocREModel):
-    """The context of a pair is what both its entities attend to; a bilinear layer classifies."""
-
-    own_loss = "ATL"
+    """A pair's context is what both entities attend to; a bilinear layer classifies the pair. Its
+    own loss is ATL."""
 
     def __init__(self, encoder, num_class=97, emb_size=768, block_size=64):
         width = encoder.config.hidden_size
@@ -105,10 +104,9 @@ class DocuNet(DocREModel):
     the context of a pair.
 
     An image has max_height rows and columns, its last entity repeated; that of a document with
-    more entities has a row and a column for each (the released code fails there).
+    more entities has a row and a column for each (the released code fails there). Its own loss is
+    balanced softmax.
     """
-
-    own_loss = "balance_softmax"
 
     def __init__(
         self,
@@ -153,9 +151,7 @@ class DocuNet(DocREModel):
 
 class KDDocRE(DocREModel):
     """The grouped bilinear form gives an embedding of each pair; pairs that share an entity attend
-    to each other."""
-
-    own_loss = "AFL"
+    to each other. Its own loss is AFL."""
 
     def __init__(self, encoder, num_class=97, emb_size=768, block_size=64):
         width = encoder.config.hidden_size
@@ -176,7 +172,8 @@ class KDDocRE(DocREModel):
         embeddings = self.combine(self.projection, entities, contexts, cells, place)
         grid = embeddings.new_zeros(num_docs, most, most, embeddings.shape[1])
         grid[tuple(cells.T)] = embeddings
-        is_entity = torch.arange(most, device=grid.device) < num_entities[:, None]  # [B, E]
+        # At least one, for attention over nothing is not a number.
+        is_entity = torch.arange(most, device=grid.device) < num_entities[:, None].clamp(min=1)
         grid = grid + self.axial_transformer(grid, is_entity)
         return at_least_float32(self.classifier(grid[tuple(pairs.T)]))
 
