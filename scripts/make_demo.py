@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 HIDDEN_SIZE = 128
 NUM_LAYERS = 2
@@ -384,6 +385,7 @@ def make_encoder(vocabulary, folder, seed):
     frequencies = 1e-4 ** (torch.arange(0, HIDDEN_SIZE, 2) / HIDDEN_SIZE)
     angles = torch.arange(len(table))[:, None] * frequencies
     table[:] = torch.cat([angles.sin(), angles.cos()], 1) * POSITION_SCALE
+    disable_progress_bar()
     model.save_pretrained(folder)
 
 
