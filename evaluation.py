@@ -106,7 +106,8 @@ def _evidence(submitted, gold, documents):
 
 
 def _breakdowns(submitted, gold, correct, documents):
-    """F1 over frequent and long-tail relations, and within and across sentences."""
+    """F1 over frequent and long-tail relations, and within and across sentences. Predictions of
+    unknown titles count in the former; whether they are within a sentence nobody knows."""
 
     def is_intra(key):
         title, h, t, _ = key
@@ -114,6 +115,7 @@ def _breakdowns(submitted, gold, correct, documents):
         return not {m["sent_id"] for m in entities[h]}.isdisjoint(m["sent_id"] for m in entities[t])
 
     known = [key for key in submitted if key[0] in documents]
+    predicted = {"freq": submitted, "long_tail": submitted, "intra": known, "inter": known}
     groups = {
         "freq": lambda key: key[3] in FREQUENT,
         "long_tail": lambda key: key[3] not in FREQUENT,
@@ -122,7 +124,7 @@ def _breakdowns(submitted, gold, correct, documents):
     }
     scores = {}
     for name, belongs in groups.items():
-        counts = [sum(map(belongs, keys)) for keys in (correct, known, gold)]
+        counts = [sum(map(belongs, keys)) for keys in (correct, predicted[name], gold)]
         scores |= _micro(*counts, prefix=name)
     return scores
 

@@ -93,6 +93,12 @@ def test_breakdowns_add_up(split):
 
     within = sum(intra(d["title"], x["h"], x["t"]) for d in truth for x in d["labels"])
     assert 0 < within < gold
+    frequent = {
+        (x["title"], x["h_idx"], x["t_idx"], x["r"]) for x in predictions if x["r"] != "P50"
+    }
+    assert ("Unknown", 0, 1, "P17") in frequent
+    of_frequent = scores["recall"] * gold  # P50 is never right, all others are frequent
+    assert scores["freq_p"] == pytest.approx(of_frequent / len(frequent))
     correct = scores["recall"] * gold
     parts = scores["intra_r"] * within + scores["inter_r"] * (gold - within)
     assert parts == pytest.approx(correct)

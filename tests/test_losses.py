@@ -97,12 +97,14 @@ def test_finite_at_extreme_logits(name, norm, dtype):
     _, labels = example()
     signs = torch.where(torch.rand(labels.shape, generator=torch.manual_seed(0)) < 0.5, -1, 1)
     for values in (200.0 * signs, 200.0 * (1 - 2 * labels), -200.0 * (1 - 2 * labels)):
-        logits = values.to(dtype).requires_grad_()
-        with torch.autocast("cpu", dtype=torch.float16):
+        scores = values.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            logits = scores @ torch.eye(97)
+            assert logits.dtype == dtype and logits.abs().max() == 200
             loss = get_loss(name, hinge_norm=norm)(logits, labels)
         loss.backward()
         assert loss.dtype == torch.float32
-        assert loss.isfinite() and logits.grad.isfinite().all()
+        assert loss.isfinite() and scores.grad.isfinite().all()
 
 
 def test_hinge_joint_by_hand():
