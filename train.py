@@ -44,7 +44,7 @@ from prepro import (
     write_atomically,
     write_json,
 )
-from utils import collate, save_arrays, set_seed, special_tokens
+from utils import collate, make_deterministic, save_arrays, set_seed, special_tokens
 
 
 def read_splits(args, rel2id):
@@ -217,6 +217,7 @@ class Run:
         self.splits = read_splits(args, self.rel2id)
         self.train_facts = evaluation.named_facts(self.splits["train"])
         self.folder = make_folder(args)
+        make_deterministic(args.device)
         set_seed(args.seed)
         self.tokenizer, model = load_parts(args)
         self.model = model.to(args.device)

@@ -15,6 +15,13 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
+def make_deterministic(device):
+    """Same seed, same bits on a CPU: there the gradient of indexing is added up by several threads
+    in any order unless torch is told not to. (CUDA's sorts first.)"""
+    torch.use_deterministic_algorithms(device == "cpu", warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads it
+
+
 def special_tokens(tokenizer, transformer_type):
     """What opens and closes a window of a long document (lists of token ids): RoBERTa's released
     recipe closes one with two separators."""

@@ -17,7 +17,7 @@ from losses import LOSSES
 from model import BACKBONES
 from prepro import InputError, read_documents
 from train import epoch_groups, make_optimizer, make_schedule
-from utils import set_seed
+from utils import make_deterministic, set_seed
 
 
 @pytest.fixture(scope="session")
@@ -270,3 +270,20 @@ def test_process_ends_with_one_line_and_code_2(demo, tmp_path):
     assert result.stderr == (
         f"error: {bad}: document 2 {title}: vertexSet[0]: expected a non-empty list of mentions\n"
     )
+
+
+def test_gradient_of_indexing_has_the_same_bits_in_every_run():
+    """With two threads, which add up in any order unless told not to."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    make_deterministic("cpu")
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(20, (20_000,), generator=generator)
+    weight = torch.randn(20_000, 64, generator=generator)
+    grads = []
+    for _ in range(5):
+        values = torch.zeros(20, 64, requires_grad=True)
+        (values[index] * weight).sum().backward()
+        grads.append(values.grad)
+    torch.set_num_threads(threads)
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
