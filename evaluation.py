@@ -39,6 +39,15 @@ def named_facts(documents):
     return facts
 
 
+def gold_facts(documents):
+    """What is to be found: (title, head, tail, property) -> set of evidence sentences."""
+    return {
+        (document["title"], x["h"], x["t"], x["r"]): set(x.get("evidence") or ())
+        for document in documents
+        for x in document["labels"]
+    }
+
+
 def _f1(precision, recall):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
@@ -57,10 +66,7 @@ def evaluate(predictions, truth, train=(), distant=()):
     train = train if isinstance(train, (set, frozenset)) else named_facts(train)
     distant = distant if isinstance(distant, (set, frozenset)) else named_facts(distant)
     documents = {document["title"]: document for document in truth}
-    gold = {}  # (title, h, t, property) -> evidence
-    for title, document in documents.items():
-        for x in document["labels"]:
-            gold[title, x["h"], x["t"], x["r"]] = set(x.get("evidence") or ())
+    gold = gold_facts(truth)
     submitted = {}
     for x in predictions:
         submitted.setdefault((x["title"], x["h_idx"], x["t_idx"], x["r"]), x)
@@ -187,12 +193,124 @@ def count_patterns(logits, labels, threshold=None):
     }
 
 
-def patterns_of_file(path):
-    """count_patterns of a run's logits file: arrays logits, labels and, where fixed, threshold."""
+def shift_curve(margins, labels):
+    """Everything that a shift of the threshold can predict, from nothing to all that may be.
+
+    margins, labels: [pairs, classes] arrays; a relation is predicted where its margin (see
+    losses.margins; -inf: never) exceeds the shift. Returns (shifts, correct, predicted), [K + 1]
+    each for K distinct margins: falling shifts, one for each distinct set of predictions, and how
+    many relations it predicts and how many of these are right. A shift stands in the middle
+    between the two margins that it parts, or at 0 where they lie on either side of it.
+    """
+    margins, labels = np.asarray(margins), np.asarray(labels) > 0
+    possible = margins > -np.inf
+    values, right = margins[possible], labels[possible]
+    order = np.argsort(-values)
+    values, right = values[order], right[order]
+    last = np.flatnonzero(np.append(values[1:] != values[:-1], len(values) > 0))
+    predicted = np.append(0, last + 1)  # equal margins fall together
+    correct = np.append(0, right.cumsum()[last])
+    levels = values[last]
+    upper, lower = np.append(np.inf, levels), np.append(levels, -np.inf)
+    upper, lower = upper.astype(values.dtype), lower.astype(values.dtype)
+    with np.errstate(invalid="ignore"):  # inf - inf where no relation is possible
+        shifts = lower / 2 + upper / 2
+    shifts[0], shifts[-1] = lower[0], np.nextafter(upper[-1], lower[-1])
+    shifts = np.where(shifts < upper, shifts, lower)  # neighbouring numbers have no middle
+    shifts = np.where((lower <= 0) & (upper > 0), 0, shifts)
+    return shifts, correct, predicted
+
+
+def best_shift(margins, labels, gold):
+    """The shift of the threshold with the best micro F1; of equal ones, the nearest to 0.
+
+    gold: number of facts to be found (`len(gold_facts(documents))`), which may be more than
+    `labels` has. Exact: no other shift gives a better F1. For the rest see `shift_curve`.
+    """
+    shifts, correct, predicted = shift_curve(margins, labels)
+    f1 = f1_of_counts(correct, predicted, gold)
+    best = shifts[f1 == f1.max()]
+    return float(best[np.abs(best).argmin()])
+
+
+def f1_of_counts(correct, predicted, gold):
+    """Micro F1 from numbers of facts (arrays or numbers), 0 where nothing is predicted or true."""
+    return 2 * correct / np.maximum(predicted + gold, 1)
+
+
+def document_counts(predictions, truth, train=()):
+    """Numbers of facts in every document, [documents, 4] int: correct, predicted, to be found, and
+    correct ones that train knows (see `evaluate`, whose scores their sums give). Predictions of
+    titles that are not in `truth` have no place here: KeyError.
+    """
+    train = train if isinstance(train, (set, frozenset)) else named_facts(train)
+    row = {document["title"]: i for i, document in enumerate(truth)}
+    submitted = {(x["title"], x["h_idx"], x["t_idx"], x["r"]) for x in predictions}
+    gold = gold_facts(truth)
+    correct = submitted & gold.keys()
+    known = [key for key in correct if _is_known(truth[row[key[0]]]["vertexSet"], key, train)]
+    counts = np.zeros((len(truth), 4), dtype=np.int64)
+    for column, keys in enumerate((correct, submitted, gold, known)):
+        for key in keys:
+            counts[row[key[0]], column] += 1
+    return counts
+
+
+def scores_of_counts(counts):
+    """F1 and Ign F1, [..., 2], of numbers of facts as in `document_counts`, [..., 4]."""
+    correct, predicted, gold, known = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    precision = (correct - known) / (predicted - known + 1e-5)
+    recall = correct / np.maximum(gold, 1)
+    both = precision + recall
+    ign_f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+    return np.stack([f1_of_counts(correct, predicted, gold), ign_f1], axis=-1)
+
+
+def paired_bootstrap(first, second, resamples=10_000, seed=0):
+    """How sure the difference of two sets of runs on the same documents is.
+
+    first, second: `document_counts` of the runs, [runs, documents, 4], run i of the one paired
+    with run i of the other. The documents are drawn anew with replacement, the same for both; the
+    runs are kept, and their scores averaged. Returns for "f1" and "ign_f1" the difference first -
+    second, the 95 % interval (low, high) of the resampled ones, and a two-sided p: twice the share
+    of them that lies on the other side of 0, at least 2 / (resamples + 1), at most 1.
+    """
+    both = np.stack([first, second]).astype(np.float64)
+    documents = both.shape[2]
+    generator = np.random.default_rng(seed)
+    probabilities = np.full(documents, 1 / documents)
+
+    def difference(times):  # how often each document is drawn, [B, documents] -> [B, 2]
+        scores = scores_of_counts(times @ both).mean(1)
+        return scores[0] - scores[1]
+
+    observed = difference(np.ones((1, documents)))[0]
+    drawn = np.concatenate(
+        [
+            difference(generator.multinomial(documents, probabilities, size).astype(np.float64))
+            for size in np.diff([*range(0, resamples, 1000), resamples])
+        ]
+    )
+    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
+    other_side = 1 + np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
+    p = np.minimum(2 * other_side / (resamples + 1), 1)
+    return {
+        name: {"difference": observed[i], "low": low[i], "high": high[i], "p": p[i]}
+        for i, name in enumerate(("f1", "ign_f1"))
+    }
+
+
+def read_logits(path):
+    """The arrays of a run's logits file: logits, labels, threshold (None where there is none)."""
     try:
-        arrays = np.load(path, allow_pickle=False)
-        threshold = arrays["threshold"] if "threshold" in arrays else None
-        return count_patterns(arrays["logits"], arrays["labels"], threshold)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("logits", "labels")}
+            arrays["threshold"] = file["threshold"] if "threshold" in file else None
+        if arrays["logits"].shape != arrays["labels"].shape or arrays["logits"].ndim != 2:
+            raise ValueError("logits and labels are not of one shape [pairs, classes]")
+        return arrays
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except Exception as error:  # whatever numpy and zipfile raise on a foreign file
         raise InputError(f"{path}: not a logits file: {error!r}") from None
 
@@ -269,7 +387,7 @@ def main(argv=None):
     distant = read_documents(args.distant) if args.distant else ()
     scores = evaluate(predictions, truth, train, distant)
     if args.logits:
-        scores |= patterns_of_file(args.logits)
+        scores |= count_patterns(**read_logits(args.logits))
     print(format_scores(scores))
     if not args.train:
         print("no --train file: Ign F1 leaves out nothing")

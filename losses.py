@@ -61,6 +61,16 @@ def balanced_softmax_loss(logits, labels):
     return (pull + push).mean()
 
 
+def hinge_weight(distance, margin=5.0):
+    """w_r = max(0, m - d_r), Eq. 9 and Figure 3: how hard a relation still is."""
+    return F.relu(margin - distance)
+
+
+def hinge_penalty(distance, margin=5.0):
+    """w_r softplus(-d_r), Eq. 17: a relation's part in HingeABL before w is normalised."""
+    return -hinge_weight(distance, margin) * F.logsigmoid(distance)
+
+
 def aml_loss(logits, labels, margin=1.0):
     """Adaptive Margin Loss (Wei and Li, 2022), Eq. 12: sum_R max(0, m - d_r)."""
     logits, positive, _ = _split(logits, labels)
@@ -106,8 +116,7 @@ def hinge_abl_loss(logits, labels, margin=5.0, hinge_norm="separate"):
     """
     logits, positive, negative = _split(logits, labels)
     distance = _distance(logits, positive)
-    weight = F.relu(margin - distance)
-    penalty = -weight * F.logsigmoid(distance)
+    weight, penalty = hinge_weight(distance, margin), hinge_penalty(distance, margin)
 
     def normalised(part):
         # The floor only guards 0 / 0: a weight is 0 or at least one rounding step of the margin.
@@ -156,14 +165,29 @@ def threshold_of(logits, loss_type):
     return torch.zeros_like(logits[:, :1]) if loss_type == "balance_softmax" else logits[:, :1]
 
 
-def decode(logits, loss_type="ATL", num_labels=4):
-    """Multi-hot predictions [pairs, classes] of the same dtype: relations above the threshold.
+def margins(logits, loss_type="ATL", num_labels=4):
+    """s_r - s_TH, by how much every relation exceeds the threshold, [pairs, classes]; -inf for
+    what is never predicted: class 0, and what lies below a pair's `num_labels` highest.
 
-    At most `num_labels` of the highest classes are kept, class 0 counted among them as in the
-    released code (ties at the last place stay); -1 for no limit. Class 0 is set where nothing is.
+    Ties at the last place stay; -1 for no limit. Where the threshold is fixed at 0, class 0 is an
+    ordinary class and takes one of the places, as in the released code. (Where class 0 is the
+    threshold it may: what lies below it is not predicted anyway.)
     """
-    predicted = logits > threshold_of(logits, loss_type)
+    above = logits - threshold_of(logits, loss_type)
     if 0 < num_labels < logits.shape[1]:
-        predicted &= logits >= logits.topk(num_labels, dim=1).values[:, -1:]
-    predicted[:, 0] = ~predicted[:, 1:].any(1)
+        rivals = logits if loss_type == "balance_softmax" else logits[:, 1:]
+        lowest = rivals.topk(num_labels, dim=1).values[:, -1:]
+        above = above.masked_fill(logits < lowest, -torch.inf)
+    above[:, 0] = -torch.inf
+    return above
+
+
+def decode(logits, loss_type="ATL", num_labels=4, shift=0.0):
+    """Multi-hot predictions [pairs, classes] of the same dtype: relations with s_r > s_TH + shift,
+    at most the `num_labels` highest of a pair (see `margins`). Class 0 is set where nothing is.
+
+    A shift above 0 raises the threshold: fewer relations are predicted.
+    """
+    predicted = margins(logits, loss_type, num_labels) > shift
+    predicted[:, 0] = ~predicted.any(1)
     return predicted.to(logits.dtype)

@@ -1,5 +1,6 @@
 """The flags of train.py. ATLOP's keep their names; the defaults are the paper's recipe for BERT."""
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -44,7 +45,12 @@ def build_parser():
     add("--load_path", default="", help="run folder or released .pt: only evaluate")
     add("--output_dir", default="", help="run folder; default: runs/<run_name>")
     add("--overwrite", action="store_true", help="replace a finished run in output_dir")
-    add("--save_logits", action="store_true", help="keep the test logits (test_logits.npz)")
+    add("--save_logits", action="store_true", help="keep dev_logits.npz and test_logits.npz")
+    add(
+        "--tune_threshold",
+        action="store_true",
+        help="also score with the threshold shifted to the best dev F1",
+    )
 
     add("--backbone", default="atlop", choices=list(BACKBONES))
     add("--max_height", type=int, default=42, help="of DocuNet's images of entity pairs")
@@ -78,6 +84,7 @@ def build_parser():
     )
     add("--evaluation_steps", type=int, default=-1, help="also evaluate every so many steps")
     add("--seed", type=int, default=66)
+    add("--seeds", type=int, nargs="+", help="several runs, one a seed, instead of --seed")
     add("--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"])
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--wandb", default="disabled", choices=["disabled", "offline", "online"])
@@ -86,7 +93,9 @@ def build_parser():
     return parser
 
 
-def parse_args(argv=None):
+def parse_runs(argv=None):
+    """The settings of every run that the command line asks for: one, or one for each of --seeds,
+    each with a folder of its own. All are checked before any starts."""
     parser = build_parser()
     args = parser.parse_args(argv)
     config = config_of(args.load_path)
@@ -96,7 +105,27 @@ def parse_args(argv=None):
         parser.set_defaults(rel2id=config.with_name("rel2id.json"))
         parser.set_defaults(**{k: saved[k] for k in SAVED_WITH_MODEL if k in saved})
         args = parser.parse_args(argv)
-    check_args(args)
+    seeds = vars(args).pop("seeds")
+    if seeds is None:
+        runs = [args]
+    elif args.load_path:
+        raise InputError("--seeds: not with --load_path, which trains nothing")
+    elif len(set(seeds)) < len(seeds):
+        raise InputError("--seeds: a seed is given twice")
+    else:
+        runs = [of_seed(args, seed) for seed in seeds]
+    for run in runs:
+        check_args(run)
+    return runs
+
+
+def of_seed(args, seed):
+    """A copy of the settings for one of several seeds."""
+    args = argparse.Namespace(**vars(args) | {"seed": seed})
+    if args.output_dir:
+        args.output_dir = str(Path(args.output_dir) / f"seed{seed}")
+    if args.run_name:
+        args.run_name = f"{args.run_name}-seed{seed}"
     return args
 
 

@@ -3,6 +3,7 @@
     python train.py --data_dir dataset/redocred --model_name_or_path bert-base-cased
 
 With --load_path (a run folder, or a .pt of the released ATLOP or HingeABL code) it only evaluates.
+With --seeds it makes several runs, one after the other.
 The recipe is the paper's Appendix B; every number of it is a flag.
 """
 
@@ -31,9 +32,9 @@ from checkpoint import (
     transformer_type,
     window_size,
 )
-from losses import decode, get_loss, threshold_of
+from losses import decode, get_loss, margins, threshold_of
 from model import BACKBONES
-from options import SAVED_WITH_MODEL, parse_args
+from options import SAVED_WITH_MODEL, parse_runs
 from prepro import (
     InputError,
     docred_features,
@@ -209,12 +210,15 @@ def to_official(predicted, features, rel2id):
 
 
 class Run:
-    """What training and evaluation of one run share: the model, the data and the settings."""
+    """What training and evaluation of one run share: the model, the data and the settings.
 
-    def __init__(self, args):
+    like: a run with other seed; what it has read is taken over.
+    """
+
+    def __init__(self, args, like=None):
         self.args = args
         self.rel2id = relation_ids(args.rel2id)
-        self.splits = read_splits(args, self.rel2id)
+        self.splits = like.splits if like else read_splits(args, self.rel2id)
         self.train_facts = evaluation.named_facts(self.splits["train"])
         self.folder = make_folder(args)
         make_deterministic(args.device)
@@ -226,11 +230,7 @@ class Run:
             raise InputError(
                 f"--transformer_type {args.transformer_type}: the encoder is of type {kind}"
             )
-        self.features = {
-            name: docred_features(documents, self.tokenizer, args.max_seq_length, self.rel2id)
-            for name, documents in self.splits.items()
-            if name != "train" or not args.load_path
-        }
+        self.features = like.features if like else self.read_features()
         largest = max(max(f["input_ids"]) for split in self.features.values() for f in split)
         vocabulary = model.model.config.vocab_size
         if largest >= vocabulary:
@@ -243,6 +243,15 @@ class Run:
         kind = torch.device(args.device).type
         self.amp = partial(torch.autocast, kind, dtype=dtype, enabled=dtype is not None)
 
+    def read_features(self):
+        """Split name -> features, for the splits that the run needs."""
+        length, only_evaluates = self.args.max_seq_length, self.args.load_path
+        return {
+            name: docred_features(documents, self.tokenizer, length, self.rel2id)
+            for name, documents in self.splits.items()
+            if name != "train" or not only_evaluates
+        }
+
     def batch(self, features):
         """The batch of these documents, on the run's device."""
         batch = self.collate(features)
@@ -254,20 +263,33 @@ class Run:
             for name, tensor in batch.items()
         }
 
-    def evaluate(self, split):
-        """Scores, submission and arrays (logits, labels, threshold) of a split."""
-        args, features = self.args, self.features[split]
-        batch_size = args.test_batch_size
-        logits, labels = predict_logits(
-            self.model, features, self.batch, batch_size, self.amp, f"evaluate {split}"
-        )
-        predicted = decode(logits, args.loss_type, args.num_labels)
-        submission = to_official(predicted, features, self.rel2id)
-        threshold = threshold_of(logits, args.loss_type)
-        arrays = {"logits": logits, "labels": labels, "threshold": threshold}
-        arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
+    def predict(self, split):
+        """Logits and labels of all pairs of a split."""
+        features, batch_size = self.features[split], self.args.test_batch_size
+        progress = f"evaluate {split}"
+        return predict_logits(self.model, features, self.batch, batch_size, self.amp, progress)
+
+    def score(self, split, logits, labels, shift=0.0):
+        """Scores and submission of a split, with the threshold shifted."""
+        loss_type = self.args.loss_type
+        predicted = decode(logits, loss_type, self.args.num_labels, shift)
+        submission = to_official(predicted, self.features[split], self.rel2id)
         scores = evaluation.evaluate(submission, self.splits[split], self.train_facts)
-        return scores | evaluation.count_patterns(**arrays), submission, arrays
+        threshold = (threshold_of(logits, loss_type) + shift).numpy()
+        patterns = evaluation.count_patterns(logits.numpy(), labels.numpy(), threshold)
+        return scores | patterns, submission
+
+    def tune(self, outputs):
+        """The shift of the threshold with the best dev F1, and the scores of every split with it.
+
+        outputs: split -> its logits and labels.
+        """
+        logits, labels = outputs["dev"]
+        above = margins(logits, self.args.loss_type, self.args.num_labels).numpy()
+        gold = len(evaluation.gold_facts(self.splits["dev"]))
+        shift = evaluation.best_shift(above, labels.numpy(), gold)
+        scores = {split: self.score(split, *outputs[split], shift)[0] for split in outputs}
+        return {"shift": shift} | scores
 
     def describe(self):
         """What the run was made from, for results.json: settings, data and software."""
@@ -280,7 +302,7 @@ class Run:
                 "file": files[split],
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "documents": len(documents),
-                "triples": sum(len(document["labels"]) for document in documents),
+                "triples": len(evaluation.gold_facts(documents)),
             }
         on_gpu = args.device.startswith("cuda")
         return {
@@ -310,7 +332,7 @@ def train(run, folder, log):
 
     def evaluate_dev(epoch):
         nonlocal best
-        scores = run.evaluate("dev")[0]
+        scores = run.score("dev", *run.predict("dev"))[0]
         mean_loss = torch.stack(losses).mean().item()
         losses.clear()
         seconds = round(time.perf_counter() - started, 1)
@@ -382,6 +404,8 @@ def start_wandb(args):
         return lambda record, step: None
     import wandb
 
+    if wandb.run:
+        wandb.finish()  # the seed before
     folder = args.output_dir or None
     wandb.init(
         project=args.proj_name, name=args.run_name, mode=args.wandb, config=vars(args), dir=folder
@@ -405,8 +429,8 @@ def make_folder(args):
 
 def start_folder(run, args):
     """Clears the run folder of an earlier run and writes what is known before training."""
-    names = "results.json metrics.jsonl predictions.json test_logits.npz model.safetensors"
-    for name in names.split():
+    names = "results.json metrics.jsonl predictions.json model.safetensors"
+    for name in [*names.split(), "dev_logits.npz", "test_logits.npz"]:
         (run.folder / name).unlink(missing_ok=True)
     saved = {name: getattr(args, name) for name in SAVED_WITH_MODEL}
     save_config(run.model, run.folder, run=saved)
@@ -414,30 +438,50 @@ def start_folder(run, args):
     run.tokenizer.save_pretrained(run.folder / "tokenizer")
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    run = Run(args)
-    folder, results = run.folder, run.describe()
-    if args.load_path:
-        results["dev"] = run.evaluate("dev")[0]
-    else:
+def complete(run):
+    """Trains where that is asked for, evaluates, and writes what is left of the run folder."""
+    args, folder, results = run.args, run.folder, run.describe()
+    if not args.load_path:
         start_folder(run, args)
         best = train(run, folder, start_wandb(args))
         results |= {"best": {"epoch": best["epoch"], "step": best["step"]}, "dev": best["dev"]}
         load_weights(run.model, folder / "model.safetensors")
+    needs_dev = args.load_path or args.save_logits or args.tune_threshold
+    splits = ("dev", "test") if needs_dev else ("test",)
+    outputs = {split: run.predict(split) for split in splits if split in run.splits}
+    if args.load_path:
+        results["dev"] = run.score("dev", *outputs["dev"])[0]
     print(f"dev\n{evaluation.format_scores(results['dev'])}")
-    if "test" in run.splits:
-        results["test"], submission, arrays = run.evaluate("test")
+    if "test" in outputs:
+        results["test"], submission = run.score("test", *outputs["test"])
         print(f"test\n{evaluation.format_scores(results['test'])}")
         if folder:
             write_json(folder / "predictions.json", submission, indent=0)
-        if folder and args.save_logits:
-            write_atomically(folder / "test_logits.npz", partial(save_arrays, arrays=arrays))
+    if args.tune_threshold:
+        results["tuned"] = run.tune(outputs)
+        for split in outputs:
+            print(f"{split}, threshold shifted by {results['tuned']['shift']:+.4f}")
+            print(evaluation.format_scores(results["tuned"][split]))
+    if folder and args.save_logits:
+        for split, (logits, labels) in outputs.items():
+            threshold = threshold_of(logits, args.loss_type)
+            arrays = {"logits": logits, "labels": labels, "threshold": threshold}
+            arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
+            save = partial(save_arrays, arrays=arrays)
+            write_atomically(folder / f"{split}_logits.npz", save)
     if folder:
         write_json(folder / "results.json", results)
         print(f"run folder: {folder}")
+
+
+def main(argv=None):
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    run = None
+    for args in parse_runs(argv):
+        run = Run(args, like=run)
+        complete(run)
+        run.model = None  # its memory is the next seed's
 
 
 if __name__ == "__main__":

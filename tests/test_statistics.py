@@ -1,0 +1,150 @@
+"""Threshold shift and bootstrap against slow code and known answers; --seeds, --tune_threshold."""
+
+import math
+
+import numpy as np
+import pytest
+import test_train
+import torch
+from conftest import read
+
+import train
+from evaluation import best_shift, evaluate, gold_facts, paired_bootstrap, shift_curve
+from losses import decode, margins
+from prepro import InputError, relation_ids
+from train import to_official
+
+demo = test_train.demo
+
+
+def counts_of(correct):
+    """Documents with one prediction and one fact each: F1 is the mean of `correct`."""
+    correct = np.asarray(correct)
+    ones = np.ones_like(correct)
+    return np.stack([correct, ones, ones, 0 * ones], axis=-1)
+
+
+def test_bootstrap_against_normal_theory():
+    rng = np.random.default_rng(1)
+    first, second = rng.random((2, 3, 2000)) < [[[0.52]], [[0.5]]]
+    found = paired_bootstrap(counts_of(first.astype(int)), counts_of(second.astype(int)))["f1"]
+    difference = (first.astype(float) - second).mean(0)  # per document, over 3 seeds
+    error = difference.std() / math.sqrt(2000)
+    assert found["difference"] == pytest.approx(difference.mean())
+    assert found["low"] == pytest.approx(difference.mean() - 1.96 * error, abs=0.1 * error)
+    assert found["high"] == pytest.approx(difference.mean() + 1.96 * error, abs=0.1 * error)
+    p = math.erfc(abs(difference.mean()) / error / math.sqrt(2))
+    assert 0.001 < p < 0.5 and found["p"] == pytest.approx(p, rel=0.15)
+
+
+def test_bootstrap_of_two_documents_and_of_equal_runs():
+    """Two documents: the first alone with chance 1/4, the second alone 1/4, both 1/2."""
+    found = paired_bootstrap(counts_of([[1, 0]]), counts_of([[0, 0]]), resamples=20_000)["f1"]
+    assert (found["low"], found["difference"], found["high"]) == (0, 0.5, 1)
+    assert found["p"] == pytest.approx(2 * 0.25, abs=0.02)
+    same = paired_bootstrap(counts_of([[1, 0, 1]]), counts_of([[1, 0, 1]]))
+    assert same["f1"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
+    assert paired_bootstrap(counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3) == paired_bootstrap(
+        counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3
+    )
+
+
+def slow_predictions(scores, loss_type, num_labels, shift):
+    """Multi-hot decoding of one pair, by sorting."""
+    threshold = 0 if loss_type == "balance_softmax" else scores[0]
+    rivals = scores if loss_type == "balance_softmax" else scores[1:]
+    limit = sorted(rivals)[-num_labels] if num_labels > 0 else -math.inf
+    return [
+        r for r in range(1, len(scores)) if scores[r] - threshold > shift and scores[r] >= limit
+    ]
+
+
+@pytest.mark.parametrize("loss_type", ["ATL", "balance_softmax"])
+@pytest.mark.parametrize("num_labels", [-1, 1, 4])
+@pytest.mark.parametrize("ties", [False, True])
+def test_shift_against_brute_force(loss_type, num_labels, ties):
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(size=(12, 9)).astype(np.float32) * 3
+        logits = np.round(logits) if ties else logits
+        labels = rng.random(logits.shape) < 0.15
+        gold = int(labels[:, 1:].sum()) + 3  # facts that are no pair of the model
+        above = margins(torch.from_numpy(logits), loss_type, num_labels).numpy()
+        scores = logits.tolist()
+        levels = {s[r] - (0 if loss_type == "balance_softmax" else s[0])
+                  for s in scores for r in range(1, 9)}  # fmt: skip
+
+        def slow_f1(shift, scores=scores, labels=labels, gold=gold):
+            found = [slow_predictions(s, loss_type, num_labels, shift) for s in scores]
+            right = sum(labels[i, r] for i, x in enumerate(found) for r in x)
+            return 2 * right / (sum(map(len, found)) + gold)
+
+        tried = {x + step for x in levels for step in (-1e-4, 0, 1e-4)} | {0.0}
+        by_shift = {shift: slow_f1(shift) for shift in tried}
+        shift = best_shift(above, labels, gold)
+        predicted = decode(torch.from_numpy(logits), loss_type, num_labels, shift)[:, 1:] > 0
+        right = int((predicted.numpy() & labels[:, 1:]).sum())
+        assert 2 * right / (int(predicted.sum()) + gold) == pytest.approx(max(by_shift.values()))
+        assert slow_f1(shift) == pytest.approx(max(by_shift.values()))
+        if by_shift[0.0] == pytest.approx(max(by_shift.values())):
+            assert shift == 0
+        sizes = shift_curve(above, labels)[2]
+        assert (
+            len(sizes) == 1 + len(np.unique(above[above > -np.inf]))
+            and sizes[-1] == (above > -np.inf).sum()
+        )
+
+
+def test_shift_between_neighbouring_numbers_and_of_nothing():
+    """No number lies between two margins that are neighbours: the shift is the lower one."""
+    one, more = np.float32(1), np.nextafter(np.float32(1), np.float32(2))
+    above = np.array([[-np.inf, one, more]], dtype=np.float32)
+    labels = np.array([[False, False, True]])
+    shift = best_shift(above, labels, 1)
+    assert one <= shift < more and isinstance(shift, float)
+    assert best_shift(np.full((3, 4), -np.inf), np.zeros((3, 4)), 5) == 0
+    assert best_shift(np.zeros((0, 4)), np.zeros((0, 4)), 0) == 0
+
+
+def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path):
+    """--seeds makes the runs that --seed makes; the tuned scores are those of the kept logits."""
+    more = ["--loss_type", "SAT", "--num_train_epochs", "1", "--save_logits", "--tune_threshold"]
+    train.main(test_train.flags(demo, tmp_path / "runs", *more, "--seeds", "5", "1"))
+    train.main(test_train.flags(demo, tmp_path / "one", *more[:4], "--seed", "1"))
+    folder = tmp_path / "runs/seed1"
+    first, alone = read(folder / "results.json"), read(tmp_path / "one/results.json")
+    assert first["test"] == alone["test"] and first["dev"] == alone["dev"]
+    assert test_train.without_times(folder) == test_train.without_times(tmp_path / "one")
+    assert first["args"]["seed"] == 1 and "seeds" not in first["args"]
+    assert test_train.without_times(tmp_path / "runs/seed5") != test_train.without_times(folder)
+
+    facts = read(demo / "train_revised.json")
+    for split in ("dev", "test"):
+        arrays, truth = (
+            np.load(folder / f"{split}_logits.npz"),
+            read(demo / f"{split}_revised.json"),
+        )
+        logits, labels = torch.from_numpy(arrays["logits"]), arrays["labels"]
+        shift = first["tuned"]["shift"]
+        if split == "dev":
+            assert shift == best_shift(margins(logits).numpy(), labels, len(gold_facts(truth)))
+        features = [{"title": d["title"], "entity_pos": d["vertexSet"]} for d in truth]
+        submission = to_official(decode(logits, "SAT", 4, shift), features, relation_ids())
+        expected = evaluate(submission, truth, facts)
+        found = first["tuned"][split]
+        assert {k: found[k] for k in expected} == pytest.approx(expected)
+        assert found["f1"] >= first[split]["f1"] or split == "test"
+
+    where = ["--data_dir", str(demo), "--device", "cpu", "--tune_threshold"]
+    where += ["--load_path", str(folder), "--output_dir", str(tmp_path / "again")]
+    train.main(where)
+    assert read(tmp_path / "again/results.json")["tuned"] == first["tuned"]
+
+
+@pytest.mark.parametrize("more,message", [
+    (["--seeds", "1", "1"], "--seeds: a seed is given twice"),
+    (["--seeds", "1", "--load_path", "runs"], "--seeds: not with --load_path"),
+])  # fmt: skip
+def test_bad_seeds(tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        train.main([*more, "--output_dir", str(tmp_path)])
