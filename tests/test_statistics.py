@@ -8,6 +8,7 @@ import test_train
 import torch
 from conftest import read
 
+import report
 import train
 from evaluation import best_shift, evaluate, gold_facts, paired_bootstrap, shift_curve
 from losses import decode, margins
@@ -139,6 +140,11 @@ def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path):
     where += ["--load_path", str(folder), "--output_dir", str(tmp_path / "again")]
     train.main(where)
     assert read(tmp_path / "again/results.json")["tuned"] == first["tuned"]
+
+    report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "report")])
+    (group,) = read(tmp_path / "report/report.json")["groups"]
+    assert [x["seeds"] for x in group["tables"][2]["rows"] if x["loss"] == "SAT"] == [[1, 5]]
+    assert sum("the same settings and seed (1)" in note for note in group["notes"]) == 2
 
 
 @pytest.mark.parametrize("more,message", [

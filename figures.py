@@ -1,0 +1,299 @@
+"""The drawings of report.py. Every function takes plain data and returns a matplotlib Figure.
+
+The losses are told apart by brightness, line style and marker, so the figures can be read in grey.
+"""
+
+import textwrap
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+from evaluation import PATTERNS
+from losses import aml_loss, hinge_penalty, hinge_weight
+
+# Text stays text in SVG: it can be searched and edited. The salt makes the same file every time.
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+matplotlib.rcParams.update(STYLE)
+COLOURS = "#000000 #23238e #d6b832 #1a7a3c #8a6fd1 #4db3d9 #9e1237 #e8761a #777777 #8c510a".split()
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (6, 3)), (0, (12, 2))]
+MARKERS = "osD^vPX"
+BARS = {  # false pattern -> face, hatch
+    "FP": ("0.95", "///"),
+    "FN_CRK": ("#d95f02", ""),
+    "FN_IRK": ("#1b3a6b", ""),
+}
+
+
+def save(figure, path):
+    """Writes path.png and path.svg."""
+    figure.savefig(f"{path}.png", dpi=150, bbox_inches="tight")
+    figure.savefig(f"{path}.svg", bbox_inches="tight", metadata={"Date": None})
+
+
+def panels(rows=1, columns=1, width=4.2, height=3.2, **more):
+    """An empty figure and its axes, [rows, columns]."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def line_styles(labels):
+    """label -> how its line is drawn; the first is black and solid."""
+    return {
+        label: {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": DASHES[i % len(DASHES)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 4,
+            "linewidth": 1.5,
+        }
+        for i, label in enumerate(labels)
+    }
+
+
+def legend_below(figure, axes):
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, handlelength=3.5)
+
+
+def hinge_weights(margin=5.0):
+    """Figure 3: the weight w_r against the distance d_r from the threshold."""
+    distance = torch.linspace(-2 * margin, 2 * margin, 401)
+    figure, ((axes,),) = panels()
+    axes.plot(distance, hinge_weight(distance, margin), color="black")
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    axes.annotate(
+        f"m = {margin:g}: no weight beyond",
+        (margin, 0),
+        (0.97, 0.35),
+        textcoords="axes fraction",
+        ha="right",
+        arrowprops={"arrowstyle": "->", "relpos": (0.3, 0)},
+    )
+    axes.annotate("wrong side", (0.25, 1.01), xycoords="axes fraction", ha="center")
+    axes.annotate("right side", (0.75, 1.01), xycoords="axes fraction", ha="center")
+    axes.set_xlim(-2 * margin, 2 * margin)
+    axes.xaxis.set_major_locator(MultipleLocator(margin))
+    axes.set_xlabel("distance $d_r$ from the threshold")
+    axes.set_ylabel("hinge weight $w_r$")
+    return figure
+
+
+def penalties(distance, margin):
+    """name -> (penalty, slope) of one relation at these distances (Appendix E).
+
+    The slope is the one the paper gives, by c_r = -d_r (Eq. 14 and 19). HingeABL is taken without
+    the normalising of w (Eq. 17). Both come from losses.py, the slope by autograd.
+    """
+
+    def aml(d, m):
+        """The loss of pairs with one relation, which holds; the mean over pairs made a sum."""
+        logits = torch.stack([torch.zeros_like(d), d], dim=1)
+        return aml_loss(logits, torch.tensor([[0, 1]]).expand(len(d), 2), m) * len(d)
+
+    def with_slope(function):
+        d = distance.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(function(d).sum(), d)
+        return -slope
+
+    def aml_each(m):
+        return torch.stack([aml(d[None], m) for d in distance])
+
+    found = {}
+    found[f"HingeABL, m = {margin:g}"] = (
+        hinge_penalty(distance, margin),
+        with_slope(lambda d: hinge_penalty(d, margin)),
+    )
+    for m in dict.fromkeys([margin, 1.0]):
+        found[f"AML, m = {m:g}"] = aml_each(m), with_slope(lambda d, m=m: aml(d, m))
+    return found
+
+
+def penalty_curves(margin=5.0):
+    """Appendix E: the penalty of a relation and its slope against d_r, for AML and HingeABL."""
+    distance = torch.linspace(-2 * margin, 1.6 * margin, 400, dtype=torch.float64)
+    figure, axes = panels(1, 2)
+    curves = penalties(distance, margin)
+    styles = line_styles(list(curves))
+    for name, both in curves.items():
+        style = styles[name] | {"marker": ""}
+        for panel, values in zip(axes[0], both, strict=True):
+            panel.plot(distance, values, label=name, **style)
+    titles = "penalty $L_r$", r"slope $-\partial L_r / \partial d_r$"
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+        panel.set_xlabel("distance $d_r$ from the threshold (below 0: wrong side)")
+        panel.set_ylabel(title)
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def training_curves(curves, styles):
+    """Dev precision, recall, F1 and training loss against steps: the mean over seeds, and from the
+    lowest to the highest seed in a pale band.
+
+    curves: label -> per seed a list of records of metrics.jsonl; styles: see `line_styles`.
+    """
+    figure, axes = panels(2, 2, width=4.4, height=2.9, sharex=True)
+    names = {"dev precision": "precision", "dev recall": "recall", "dev F1": "f1", "loss": None}
+    for label, runs in curves.items():
+        by_step = [{record["step"]: record for record in records} for records in runs]
+        steps = sorted(set.intersection(*map(set, by_step)))
+        for panel, (title, score) in zip(axes.flat, names.items(), strict=True):
+            values = np.array(
+                [[100 * x[s]["dev"][score] if score else x[s]["loss"] for s in steps]
+                 for x in by_step]
+            )  # fmt: skip
+            style = styles[label]
+            panel.plot(steps, values.mean(0), label=label, **style)
+            band = {"color": style["color"], "alpha": 0.12, "linewidth": 0}
+            panel.fill_between(steps, values.min(0), values.max(0), **band)
+            panel.set_title(title)
+    axes[1, 1].set_yscale("log")
+    for panel in axes[1]:
+        panel.set_xlabel("step")
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for panel in axes.flat[:3]:
+        panel.set_ylabel("%")
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def pattern_bars(counts):
+    """The false predictions by pattern: as a share of all pairs, and of the false ones.
+
+    counts: label -> {pattern: mean number of pairs}, with all of PATTERNS.
+    """
+    labels = list(counts)
+    figure, axes = panels(1, 2, height=1.2 + 0.3 * len(labels), sharey=True)
+    for panel, of in zip(axes[0], (PATTERNS, list(BARS)), strict=True):
+        left = np.zeros(len(labels))
+        for pattern, (face, hatch) in BARS.items():
+            wholes = [max(sum(counts[x][p] for p in of), 1) for x in labels]
+            shares = np.array([100 * counts[x][pattern] for x in labels]) / wholes
+            look = {"label": pattern, "color": face, "hatch": hatch}
+            panel.barh(labels, shares, 0.7, left, **look, edgecolor="black", linewidth=0.6)
+            left += shares
+        panel.grid(axis="y", visible=False)
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_xlabel("% of all pairs: F/(T+F)")
+    axes[0, 1].set_xlabel("% of the false predictions")
+    axes[0, 1].set_xlim(0, 100)
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def shift_curves(curves, tuned, styles):
+    """Test F1 against a shift of the threshold.
+
+    curves: label -> (shifts [K] rising, F1 [K]); tuned: label -> (the shift found on dev, F1), of
+    some; styles: see `line_styles`.
+    """
+    figure, ((axes,),) = panels(width=6, height=3.8)
+    for label, (shifts, f1) in curves.items():
+        style = styles[label] | {"markersize": 6}
+        axes.plot(shifts, 100 * f1, label=label, markevery=[], **style)
+        style |= {"linestyle": "", "zorder": 3}
+        axes.plot([0], [100 * np.interp(0, shifts, f1)], **style, markerfacecolor="white")
+        if label in tuned:
+            axes.plot([tuned[label][0]], [100 * tuned[label][1]], **style)
+    axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    axes.set_xlabel("shift of the threshold (open marker: none; filled: the best on dev)")
+    axes.set_ylabel("test F1, %")
+    legend_below(figure, axes)
+    return figure
+
+
+def spread(wanted, sizes):
+    """Places for labels of these sizes that do not overlap, in the order of the wanted places and
+    as near to them as can be (in the mean of every block of touching labels)."""
+    order = np.argsort(wanted, kind="stable")
+    size = np.asarray(sizes, dtype=float)[order]
+    start = np.append(0, (size[1:] + size[:-1]) / 2).cumsum()  # touching labels, the first at 0
+    blocks = []
+    for place in np.asarray(wanted, dtype=float)[order] - start:
+        blocks.append([place])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    places = np.empty(len(order))
+    places[order] = start + np.concatenate([np.full(len(b), np.mean(b)) for b in blocks])
+    return places
+
+
+PAIR_MARKS = {  # of a relation -> how it is drawn
+    "holds": {"marker": "D", "facecolor": "black", "s": 34},
+    "above the threshold, but does not hold": {"marker": "^", "facecolor": "white", "s": 34},
+    "other relations": {"marker": "o", "facecolor": "0.75", "s": 12},
+}
+
+
+def pair_scores(cases, names, title):
+    """Figure 1b and 1c: the scores of all relations of one pair, the highest first, around the
+    threshold. Relations that hold or lie above the threshold are named.
+
+    cases: per loss a dict of title, scores [relations], threshold, labels [relations] bool;
+    names: the relations' names.
+    """
+    figure, axes = panels(1, len(cases), width=5, height=3.8)
+    for panel, case in zip(axes[0], cases, strict=True):
+        draw_pair(panel, names, **case)
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def draw_pair(panel, names, title, scores, threshold, labels):
+    order = np.argsort(-scores)
+    rank = np.empty(len(order), dtype=int)
+    rank[order] = np.arange(1, len(order) + 1)
+    above = scores > threshold
+    masks = labels, above & ~labels, ~above & ~labels
+    for (label, mark), mask in zip(PAIR_MARKS.items(), masks, strict=True):
+        panel.scatter(
+            rank[mask],
+            scores[mask],
+            label=label,
+            zorder=3,
+            edgecolor="black",
+            linewidth=0.6,
+            **mark,
+        )
+    panel.axhline(threshold, color="#c05000", linestyle="--")
+    low, high = min(scores.min(), threshold), max(scores.max(), threshold)
+    low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
+    panel.set(xlim=(0, len(scores) + 1), ylim=(low, high), title=title)
+    panel.set(xlabel="relations, the highest score first", ylabel="score")
+
+    # The names stand in a column on the right, moved apart where they would overlap.
+    named = [r for r in order if labels[r] or above[r]]
+    texts = [textwrap.fill(names[r], 26) for r in named] + [f"threshold {threshold:.2f}"]
+    wanted = (np.append(scores[named], threshold) - low) / (high - low)
+    places = spread(wanted, [0.02 + 0.045 * (1 + text.count("\n")) for text in texts])
+    points = [(rank[r], scores[r]) for r in named] + [(len(scores) + 1, threshold)]
+    for point, text, place in zip(points, texts, places, strict=True):
+        panel.annotate(
+            text,
+            point,
+            (1.06, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            linespacing=1,
+            parse_math=False,
+            annotation_clip=False,
+            color="#a04000" if text is texts[-1] else "black",
+            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6, "relpos": (0, 0.5)},
+        )

@@ -1,0 +1,444 @@
+"""Run folders -> the tables and figures of the paper, beside the paper's own numbers.
+
+    python report.py --runs runs/table3-bert --out runs/table3-bert/report \\
+        --data_dir dataset/redocred --pair "Ross Patterson Alger" "University of Toronto" Canadian
+
+Writes report.md, report.json and figures/ (PNG and SVG). Runs that differ in data, encoder or
+recipe are never averaged: each combination is a group with tables of its own.
+"""
+
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from evaluation import PATTERNS
+from losses import LOSSES
+from prepro import (
+    META_DIR,
+    InputError,
+    OneLineParser,
+    entity_pairs,
+    read_documents,
+    read_json,
+    relation_ids,
+    run_main,
+    write_atomically,
+    write_json,
+)
+from runs import find_runs, group_runs, read_curve, read_pair, read_shifts, relations_file
+from tables import data_tables, group_tables, measure, significance
+
+try:
+    import figures
+except ModuleNotFoundError as error:
+    if error.name != "matplotlib":
+        raise
+    figures = None  # the tables do without
+
+
+# --- Data files -------------------------------------------------------------------------------
+
+
+@lru_cache
+def read_split(path, relations):
+    """The SHA-256 and the documents of a data file; relations: path of the rel2id.json."""
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256, read_documents(path, relation_ids(relations))
+
+
+def documents_of(group, data_dir):
+    """The documents that a group's runs were made of, split -> documents; and notes on those that
+    are not in data_dir (None: no folder), or not as they were."""
+    splits, notes = {}, []
+    for split, record in group["data"].items() if data_dir else ():
+        path = Path(data_dir) / record["file"]
+        if not path.is_file():
+            notes.append(f"{path}: no such file")
+            continue
+        sha256, documents = read_split(path, relations_file(group))
+        if sha256 == record["sha256"]:
+            splits[split] = documents
+        else:
+            notes.append(f"{path}: not the file of these runs (its SHA-256 differs)")
+    return splits, notes
+
+
+def all_documents(group, data_dir):
+    """Split -> documents, of the files in data_dir that are named as this group's."""
+    splits = {}
+    for split in ("train", "dev", "test"):
+        name = group["data"].get(split, {"file": f"{split}_revised.json"})["file"]
+        if (path := Path(data_dir) / name).is_file():
+            splits[split] = read_split(path, relations_file(group))[1]
+    return splits
+
+
+def entity_number(document, text):
+    """An entity of a document by its place in vertexSet or by the name of a mention."""
+    entities = document["vertexSet"]
+    if text.isdecimal() and int(text) < len(entities):
+        return int(text)
+    named = [i for i, mentions in enumerate(entities) if text in {m["name"] for m in mentions}]
+    if len(named) == 1:
+        return named[0]
+    fault = f"the entities {named} are all" if named else "no entity is"
+    raise InputError(f"--pair: document {document['title']!r}: {fault} named {text!r}")
+
+
+def find_pair(splits, title, head, tail):
+    """Where a pair's scores stand: split, row of its logits, a readable name; None: not here."""
+    for split in ("test", "dev"):
+        row = 0
+        for document in splits.get(split, []):
+            pairs = entity_pairs(len(document["vertexSet"]))
+            if document["title"] == title:
+                ends = [entity_number(document, text) for text in (head, tail)]
+                if ends[0] == ends[1]:
+                    raise InputError(f"--pair: {head!r} and {tail!r} are one entity")
+                row += int((pairs == ends).all(1).argmax())
+                names = [document["vertexSet"][i][0]["name"] for i in ends]
+                return split, row, f"{names[0]} → {names[1]} ({title})"
+            row += len(pairs)
+    return None
+
+
+# --- Figures of a group -----------------------------------------------------------------------
+
+
+def readable(read, runs, file, notes):
+    """read(run) of the runs that have this file; those for which it fails are noted."""
+    found = []
+    for run in runs:
+        try:
+            if (run["folder"] / file).exists():
+                found.append(read(run))
+        except InputError as error:
+            notes.append(str(error))
+    return found
+
+
+def draw_group(group, pairs, pair_losses, draw):
+    """Draws the figures of a group, backbone by backbone; draw(figure, name, caption) keeps one.
+    Returns notes on what could not be drawn."""
+    notes = []
+    for backbone in dict.fromkeys(backbone for backbone, _ in group["rows"]):
+        rows = {loss: runs for (b, loss), runs in group["rows"].items() if b == backbone}
+        styles = figures.line_styles([*LOSSES, *(loss for loss in rows if loss not in LOSSES)])
+        draw_training(backbone, rows, styles, draw, notes)
+        draw_patterns(backbone, rows, draw)
+        draw_shifts(backbone, rows, styles, draw, notes)
+        for place in pairs:
+            draw_pair(backbone, rows, place, pair_losses, relations_file(group), draw, notes)
+    return notes
+
+
+def draw_training(backbone, rows, styles, draw, notes):
+    curves = {
+        loss: readable(read_curve, runs, "metrics.jsonl", notes) for loss, runs in rows.items()
+    }
+    curves = {loss: found for loss, found in curves.items() if found}
+    if curves:
+        caption = f"{backbone}: dev scores and training loss; mean and range of the seeds"
+        draw(figures.training_curves(curves, styles), f"{backbone} curves", caption)
+
+
+def draw_patterns(backbone, rows, draw):
+    counts = {
+        loss: {name: measure([run["dev"][name] for run in runs])["mean"] for name in PATTERNS}
+        for loss, runs in rows.items()
+    }
+    caption = f"{backbone}: false predictions on dev by pattern; mean of the seeds"
+    draw(figures.pattern_bars(counts), f"{backbone} patterns", caption)
+
+
+def draw_shifts(backbone, rows, styles, draw, notes):
+    def read(run):
+        return run["tuned"], read_shifts(run)
+
+    found = {loss: readable(read, runs, "test_logits.npz", notes) for loss, runs in rows.items()}
+    found = {loss: runs for loss, runs in found.items() if runs}
+    if not found:
+        return
+    good = [shifts[f1 >= f1.max() / 2] for runs in found.values() for _, (shifts, f1) in runs]
+    grid = np.linspace(min(x[0] for x in good), max(x[-1] for x in good), 400)
+    curves, tuned = {}, {}
+    for loss, runs in found.items():
+        curves[loss] = grid, np.mean([np.interp(grid, *curve) for _, curve in runs], axis=0)
+        if all(x for x, _ in runs):
+            tuned[loss] = np.mean([(x["shift"], x["test"]["f1"]) for x, _ in runs], axis=0)
+    caption = f"{backbone}: test F1 against a shift of the threshold; mean of the runs with logits"
+    draw(figures.shift_curves(curves, tuned, styles), f"{backbone} shift", caption)
+
+
+def draw_pair(backbone, rows, place, losses, relations, draw, notes):
+    number, split, row, title = place
+    info, ids = read_json(META_DIR / "rel_info.json"), relation_ids(relations)
+    names = [info.get(name, name) for name in sorted(ids, key=ids.get)][1:]
+    file, cases = f"{split}_logits.npz", []
+    for loss in losses:
+        found = readable(lambda run: read_pair(run, split, row), rows.get(loss, []), file, notes)
+        cases += found[:1]
+        if not found:
+            notes.append(f"pair {number} ({title}): no run of {loss} with {backbone} has {file}")
+    if cases:
+        caption = f"Figure 1b and 1c, {backbone}, {split}: {title}"
+        draw(figures.pair_scores(cases, names, title), f"{backbone} pair{number}", caption)
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def markdown_table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def number_text(x, column):
+    """Counts with one decimal, shares and shifts with two."""
+    return "–" if x is None else f"{x:.{1 if column in PATTERNS else 2}f}"
+
+
+def cell_text(cell, column, num_seeds):
+    if not cell["n"]:
+        return "no runs"
+    text = number_text(cell["mean"], column)
+    if cell["std"] is not None:
+        text += f" ± {number_text(cell['std'], column)}"
+    return text if cell["n"] == num_seeds else f"{text} ({cell['n']} of {num_seeds} seeds)"
+
+
+def runs_table(table):
+    """Markdown of a table of runs: beside every column of ours the paper's, where it has one."""
+    several = any(row["backbone"] != "atlop" for row in table["rows"])
+    with_paper = any("paper" in cell for row in table["rows"] for cell in row["cells"].values())
+    head = ["backbone"] * several + ["loss"]
+    for column in table["columns"]:
+        head += [column] + [f"{column} (paper)"] * with_paper
+    lines = []
+    for row in table["rows"]:
+        seeds, line = row["seeds"], [row["backbone"]] * several + [row["loss"]]
+        for column, cell in row["cells"].items():
+            line.append(cell_text(cell, column, len(seeds)))
+            if with_paper:
+                line.append(number_text(cell["paper"], column))
+        lines.append([*line, f"{len(seeds)}: {', '.join(map(str, seeds))}" if seeds else "0"])
+    title = f"### {table['name']}: {table['title']}"
+    notes = [f"Paper: {note}." for note in table.get("notes", [])]
+    return [title, markdown_table([*head, "seeds"], lines), *notes]
+
+
+def significance_table(found):
+    reference = found["reference"]
+    names = {"f1": "F1", "ign_f1": "Ign F1"}
+    names = {key: name for key, name in names.items() if any(key in row for row in found["rows"])}
+    head = ["backbone", "loss", "seeds"]
+    for name in names.values():
+        head += [f"{name} - {reference}'s", "95 % interval", "p"]
+    lines = []
+    for row in found["rows"]:
+        line = [row["backbone"], row["loss"], ", ".join(map(str, row["seeds"]))]
+        for x in (row[key] for key in names):
+            line += [f"{x['difference']:+.2f}", f"{x['low']:+.2f} to {x['high']:+.2f}"]
+            line.append(f"{x['p']:.4f}")
+        lines.append(line)
+    text = (
+        f"Paired bootstrap over the test documents, {found['resamples']:,} resamples; the seeds "
+        "that both losses have are paired and averaged, not resampled. p is two-sided, at least "
+        f"{2 / (found['resamples'] + 1):.4f}."
+    )
+    title = f"### Significance: difference from {reference} (test)"
+    notes = ["\n".join(f"- {note}" for note in found["notes"])]
+    return [title, text, *[markdown_table(head, lines)] * bool(lines), *notes * bool(notes[0])]
+
+
+def data_markdown(table5, table6):
+    lines = [
+        [name.replace("_", " "), *(f"{number:g}" for number in (round(x["ours"], 2), x["paper"]))]
+        for name, x in table5.items()
+    ]
+    parts = ["### Table 5: all splits in --data_dir together"]
+    parts.append(markdown_table(["", "counted", "paper (Re-DocRED)"], lines))
+    head = ["", *(f"{split}{paper}" for split in table6 for paper in ("", " (paper)"))]
+    lines = []
+    for name in next(iter(table6.values())):
+        cells = [x for split in table6.values() for x in split[name].values()]
+        lines.append([name, *(f"{x:,}" if name == "documents" else f"{x:.2f}" for x in cells)])
+    parts += ["### Table 6: means over the documents of each split", markdown_table(head, lines)]
+    return ["## Data", *parts]
+
+
+def settings_text(group, first, paper):
+    """What the runs of a group share, and what tells the group from the first one."""
+    settings = dict(group["settings"])
+    data = [
+        f"{split}: {x['file']}, {x['documents']:,} documents, {x['triples']:,} triples, SHA-256 "
+        f"{x['sha256'][:12]}"
+        for split, x in group["data"].items()
+    ]
+    encoder = settings.pop("model_name_or_path")
+    recipe = ", ".join(f"{k} {v}" for k, v in settings.items() if v not in ("", None))
+    lines = [f"- data: {'; '.join(data)}", f"- encoder: {encoder}", f"- recipe: {recipe}"]
+    if group is not first:
+        now, then = group["settings"], first["settings"]
+        other = [
+            f"{k} {now.get(k, 'unknown')}, not {then.get(k, 'unknown')}"
+            for k in sorted({*now, *then})
+            if now.get(k, "unknown") != then.get(k, "unknown")
+        ]
+        for split in sorted({*group["data"], *first["data"]}):
+            files = [x["data"].get(split, {}).get("sha256") for x in (group, first)]
+            other += [f"another {split} file"] * (files[0] != files[1])
+        lines.append(f"- differs from group 1 in: {'; '.join(other)}")
+    documents = {split: x["documents"] for split, x in group["data"].items()}
+    theirs = {split: x["documents"] for split, x in paper["table6_splits"].items()}
+    if documents != theirs:
+        lines.append(
+            "- **these are not the paper's data** (Re-DocRED, "
+            f"{' / '.join(map(str, theirs.values()))} documents): its numbers are no yardstick here"
+        )
+    return "\n".join(lines)
+
+
+HEADER = """# Report
+
+Mean ± sample standard deviation (n - 1) over seeds, in percent where it is a share. "paper" marks
+the paper's own numbers: {source}. Runs of different data, encoder or recipe stand in groups
+of their own. HingeABL is with --hinge_norm separate and margin 5 unless its name says otherwise
+(:joint, :m3), AML with margin 1 (:m2), AFL with gamma 1 (:g2)."""
+
+
+def to_markdown(report, groups, paper):
+    parts = [HEADER.format(source=paper["source"])]
+    if report["left_out"]:
+        lines = [f"- {x['folder']}: {x['reason']}" for x in report["left_out"]]
+        parts += ["## Left out", "\n".join(lines)]
+    for number, (group, found) in enumerate(zip(groups, report["groups"], strict=True), 1):
+        runs = sum(map(len, group["rows"].values()))
+        parts.append(f"## Group {number}: {runs} run{'s' * (runs > 1)}")
+        parts.append(settings_text(group, groups[0], paper))
+        for table in found["tables"]:
+            parts += runs_table(table)
+        if found["significance"]:
+            parts += significance_table(found["significance"])
+        parts += [f"![{x['caption']}]({x['file']})\n\n{x['caption']}" for x in found["figures"]]
+        parts += ["\n".join(f"- {note}" for note in found["notes"])] if found["notes"] else []
+    if report["table6"]:
+        parts += data_markdown(report["table5"], report["table6"])
+    if report["figures"]:
+        parts.append("## Losses")
+        parts += [f"![{x['caption']}]({x['file']})\n\n{x['caption']}" for x in report["figures"]]
+    return "\n\n".join(parts) + "\n"
+
+
+# --- The command ------------------------------------------------------------------------------
+
+
+def build_parser():
+    parser = OneLineParser(description="Run folders -> the paper's tables and figures.")
+    add = parser.add_argument
+    add("--runs", required=True, help="folder that holds run folders, at any depth")
+    add("--out", required=True, help="folder of the report")
+    add("--data_dir", help="folder of the data files: adds Tables 5 and 6 and significance")
+    add("--reference", default="ATL", help="the loss that the others are compared with")
+    pair = {"nargs": 3, "metavar": ("TITLE", "HEAD", "TAIL"), "action": "append", "default": []}
+    add("--pair", **pair, help="draw Figure 1b, 1c for this pair (entity names or numbers)")
+    losses = {"nargs": 2, "metavar": ("LOSS", "LOSS"), "default": ["ATL", "HingeABL"]}
+    add("--pair_losses", **losses, help="the two losses of --pair, e.g. ATL HingeABL:joint")
+    return parser
+
+
+def locate_pairs(args, documents):
+    """Per group the pairs of --pair that its documents have: (number, split, row, title)."""
+    if args.pair and not args.data_dir:
+        raise InputError("--pair: needs --data_dir")
+    found = [[] for _ in documents]
+    for number, pair in enumerate(args.pair, 1):
+        places = [find_pair(splits, *pair) for splits in documents]
+        if not any(places):
+            raise InputError(f"--pair: no dev or test document of the runs is titled {pair[0]!r}")
+        for pairs, place in zip(found, places, strict=True):
+            pairs += [(number, *place)] if place else []
+    return found
+
+
+def drawer(out, shown, prefix=""):
+    """A function draw(figure, name, caption) that saves a figure and lists it in `shown`."""
+
+    def draw(figure, name, caption):
+        name = re.sub(r"[^\w.]+", "-", prefix + name).strip("-")
+        figures.save(figure, out / "figures" / name)
+        shown.append({"file": f"figures/{name}.png", "caption": caption})
+
+    return draw
+
+
+def report_group(number, group, splits, pairs, paper, args):
+    """Tables, significance and figures of a group; splits: its documents in --data_dir."""
+    notes, shown, compared = [], [], None
+    if "test" in splits:
+        compared = significance(group, args.reference, splits, relation_ids(relations_file(group)))
+    if figures:
+        draw = drawer(Path(args.out), shown, f"group{number} ")
+        notes = draw_group(group, pairs, args.pair_losses, draw)
+    for (backbone, loss), runs in group["rows"].items():
+        cell = measure([100 * run["test"]["f1"] for run in runs if run["test"]])
+        print(f"group {number}  {backbone:10} {loss:18} test F1 {cell_text(cell, 'F1', len(runs))}")
+    return {
+        "settings": group["settings"],
+        "data": group["data"],
+        "tables": group_tables(group, paper),
+        "significance": compared,
+        "figures": shown,
+        "notes": notes,
+    }
+
+
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    out, paper = Path(args.out), read_json(META_DIR / "paper_results.json")
+    if out.resolve() == Path(args.runs).resolve():
+        raise InputError(f"--out {out}: the runs are there; name a folder in it or beside it")
+    if args.data_dir and not Path(args.data_dir).is_dir():
+        raise InputError(f"--data_dir {args.data_dir}: no such folder")
+    runs, left_out = find_runs(args.runs, out)
+    if not runs:
+        reasons = "; ".join(f"{folder}: {reason}" for folder, reason in left_out)
+        raise InputError(f"--runs {args.runs}: no finished run ({reasons or 'it is empty'})")
+    groups = group_runs(runs)
+    documents = [documents_of(group, args.data_dir) for group in groups]
+    pairs = locate_pairs(args, [splits for splits, _ in documents])
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from None
+
+    report = {"paper": paper["source"], "groups": [], "figures": [], "table5": {}, "table6": {}}
+    report["left_out"] = [{"folder": str(x), "reason": reason} for x, reason in left_out]
+    for number, group in enumerate(groups, 1):
+        splits, missing = documents[number - 1]
+        found = report_group(number, group, splits, pairs[number - 1], paper, args)
+        found["notes"] = group["notes"] + missing + found["notes"]
+        report["groups"].append(found)
+    if args.data_dir:
+        splits = all_documents(groups[0], args.data_dir)
+        report["table5"], report["table6"] = data_tables(splits, paper) if splits else ({}, {})
+    if figures:
+        draw = drawer(out, report["figures"])
+        draw(figures.hinge_weights(), "figure3", "Figure 3: hinge weighting")
+        caption = "Appendix E: the penalty of a relation and its slope, AML and HingeABL"
+        draw(figures.penalty_curves(), "appendix-e", caption)
+    write_json(out / "report.json", report)
+    text = to_markdown(report, groups, paper)
+    write_atomically(out / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
+    for folder, reason in left_out:
+        print(f"left out: {folder}: {reason}")
+    if not figures:
+        print("no figures: matplotlib is not installed")
+    print(f"report: {out / 'report.md'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

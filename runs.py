@@ -1,0 +1,265 @@
+"""Run folders: find them, check them, put together what may be averaged.
+
+A run is a dict: folder, relations (path of its rel2id.json), seed, backbone, loss (its name in
+tables, e.g. HingeABL:joint:m3), loss_type, num_labels, settings (encoder and recipe, flag -> value)
+and data, dev, test and tuned, as in results.json (the last two may be None).
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation import PATTERNS, f1_of_counts, prediction_patterns, read_logits, shift_curve
+from losses import LOSSES, margins
+from model import BACKBONES
+from options import SAVED_WITH_MODEL, build_parser
+from prepro import META_DIR, InputError, _field, read_json, relation_ids
+
+DEFAULTS = vars(build_parser().parse_args([]))  # of flags that an older run does not have
+
+# Flags that change no score, and those that a row of a table names: backbone, loss and their own.
+# Every other flag is a setting, so runs that differ in it are never averaged.
+NOT_SETTINGS = frozenset(
+    "data_dir train_file dev_file test_file rel2id transformer_type load_path output_dir overwrite "
+    "resume save_logits tune_threshold seed seeds test_batch_size device wandb proj_name run_name "
+    "backbone loss_type margin gamma hinge_norm "
+    "max_height unet_in_dim unet_out_dim down_dim unet_lr".split()
+)
+OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
+RATIOS = ("F/(T+F)", "FN/F", "FN_CRK/FN")
+SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *RATIOS)
+
+
+def find_runs(root, skip):
+    """All runs below a folder (links are followed), and what is none: (folder, reason) pairs.
+
+    skip: a folder to pass over, the report's own.
+    """
+    root, found, runs, left_out = Path(root), [], [], []
+    if not root.is_dir():
+        raise InputError(f"--runs {root}: no such folder")
+    seen = {os.path.realpath(skip)}
+    for name, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(name)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(x for x in subfolders if x[0] != ".")
+        # config.json alone is any encoder's; with rel2id.json it is a run that has just begun
+        if not {"results.json", "metrics.jsonl"}.isdisjoint(files) or (
+            {"config.json", "rel2id.json"} <= set(files)
+        ):
+            found.append(Path(name))
+    for folder in found:
+        try:
+            runs.append(read_run(folder))
+        except InputError as error:
+            left_out.append((folder, str(error).removeprefix(f"{folder}/")))
+    for folder in sorted(root.iterdir()) if root not in found else []:
+        passed_over = folder.name[0] == "." or os.path.realpath(folder) == os.path.realpath(skip)
+        if folder.is_dir() and not passed_over and not any(x.is_relative_to(folder) for x in found):
+            left_out.append((folder, "not a run: neither results.json nor metrics.jsonl in it"))
+    return runs, left_out
+
+
+def read_run(folder):
+    """The run of a folder. Raises InputError, which says why it cannot be reported."""
+    if not (folder / "results.json").exists():
+        raise InputError("unfinished: it has no results.json")
+    results = read_json(folder / "results.json")
+    try:
+        check_results(results)
+    except InputError as error:
+        raise InputError(f"results.json is not a finished run's: {error}") from None
+    args = trained_with(DEFAULTS | results["args"])
+    relations = folder / "rel2id.json"
+    if not relations.exists():  # of an older run
+        relations = META_DIR / "rel2id.json"
+    relation_ids(relations)
+    return {
+        "relations": relations,
+        "folder": folder,
+        "seed": args["seed"],
+        "backbone": backbone_label(args),
+        "loss": loss_label(args),
+        "loss_type": args["loss_type"],
+        "num_labels": args["num_labels"],
+        "settings": settings_of(args),
+        "data": results["data"],
+        **{split: results.get(split) for split in ("dev", "test", "tuned")},
+    }
+
+
+def check_results(results):
+    """Raises InputError, naming the field, unless all that the report needs is there."""
+    if not isinstance(results, dict):
+        raise InputError(f"expected an object, found {type(results).__name__}")
+    args = _field(results, "args", dict)
+    for name, kind in {"loss_type": str, "seed": int, "model_name_or_path": str}.items():
+        _field(args, name, kind, "args")
+    for name, known in {"loss_type": LOSSES, "backbone": BACKBONES}.items():
+        if args.get(name, DEFAULTS[name]) not in known:
+            raise InputError(f"args.{name}: unknown {args[name]!r:.80}")
+    data = _field(results, "data", dict)
+    splits = ["train", "dev"] + ["test"] * ("test" in results)
+    for split in splits:
+        record = _field(data, split, dict, "data")
+        for name, kind in {"sha256": str, "file": str, "documents": int, "triples": int}.items():
+            _field(record, name, kind, f"data.{split}")
+    parts = {split: _field(results, split, dict) for split in splits[1:]}
+    if "tuned" in results:
+        tuned = _field(results, "tuned", dict)
+        _field(tuned, "shift", float, "tuned")
+        parts |= {f"tuned.{split}": _field(tuned, split, dict, "tuned") for split in splits[1:]}
+    for where, scores in parts.items():
+        for name in PATTERNS:
+            _field(scores, name, int, where)
+        for name in SCORES:
+            if not math.isfinite(_field(scores, name, float, where)):
+                raise InputError(f"{where}.{name}: {scores[name]} is not a number")
+
+
+def trained_with(args):
+    """The settings that trained the weights. A run that only evaluated (--load_path) has them from
+    the run folder it loaded; of a foreign checkpoint nobody knows them, and it counts as a seed of
+    its own."""
+    source = Path(args["load_path"])
+    if not args["load_path"]:
+        return args
+    if source.suffix in (".pt", ".safetensors"):
+        kept = {*SAVED_WITH_MODEL, *NOT_SETTINGS, "model_name_or_path"}
+        known = {name: value for name, value in args.items() if name in kept}
+        return known | {"seed": str(source), "trained": "elsewhere"}
+    if not (source / "results.json").exists():
+        raise InputError(f"only evaluates {source}, whose results.json is not there")
+    trained = read_json(source / "results.json")
+    check_results(trained)
+    return DEFAULTS | trained["args"] | {name: args[name] for name in SAVED_WITH_MODEL}
+
+
+def settings_of(args):
+    """What runs must share to be averaged, apart from data, backbone and loss: flag -> value."""
+    return {name: value for name, value in args.items() if name not in NOT_SETTINGS}
+
+
+def loss_label(args):
+    """The loss with what is not its default, in the notation of scripts/run_table3.sh: HingeABL,
+    HingeABL:joint, HingeABL:m3 (--margin 3), HingeABL:joint:m3, AML:m2, AFL:g2 (--gamma 2)."""
+    name = args["loss_type"]
+    label, default_margin = name, LOSSES[name][1]
+    if name == "HingeABL" and args["hinge_norm"] != "separate":
+        label += f":{args['hinge_norm']}"
+    if default_margin is not None and args["margin"] not in (None, default_margin):
+        label += f":m{args['margin']:g}"
+    if name == "AFL" and args["gamma"] != 1:
+        label += f":g{args['gamma']:g}"
+    return label
+
+
+def backbone_label(args):
+    """The backbone with what is not its default, e.g. docunet (down_dim 128)."""
+    changed = [f"{x} {args[x]:g}" for x in OF_DOCUNET if args[x] != DEFAULTS[x]]
+    if args["backbone"] != "docunet" or not changed:
+        return args["backbone"]
+    return f"docunet ({', '.join(changed)})"
+
+
+def order_of(row):
+    """Sorts (backbone, loss): the paper's order of backbones and losses, then by variant."""
+    backbone, loss = row
+    parts = loss.split(":")
+    margin = [float(x[1:]) for x in parts[1:] if x[0] == "m"] or [LOSSES[parts[0]][1] or 0]
+    kind = backbone.split(" ")[0]
+    rank = [*BACKBONES].index(kind), backbone, [*LOSSES].index(parts[0])
+    return *rank, "joint" in parts, loss.count(":m"), margin, loss
+
+
+def group_runs(runs):
+    """The runs by data and settings: groups {data, settings, rows, notes}, the largest first; rows:
+    (backbone, loss) -> runs of distinct seeds. Where one seed ran twice, one run is taken: one with
+    a tuned threshold before one without, then the first by name; the notes say so."""
+    together = {}
+    for run in runs:
+        files = {split: x["sha256"] for split, x in run["data"].items()}
+        key = json.dumps([files, run["settings"]], sort_keys=True)
+        together.setdefault(key, []).append(run)
+    groups = []
+    for members in sorted(together.values(), key=lambda x: (-len(x), str(x[0]["folder"]))):
+        rows, notes = {}, []
+        members.sort(key=lambda x: (x["tuned"] is None, str(x["folder"])))
+        for run in members:
+            seeds = rows.setdefault((run["backbone"], run["loss"]), {})
+            first = seeds.setdefault(run["seed"], run)
+            if first is not run:
+                notes.append(
+                    f"{first['folder']} and {run['folder']} have the same settings and seed "
+                    f"({run['seed']}): the first is used"
+                )
+        rows = {
+            row: [rows[row][seed] for seed in sorted(rows[row], key=lambda x: (str(type(x)), x))]
+            for row in sorted(rows, key=order_of)
+        }
+        first = members[0]
+        groups.append(
+            {"data": first["data"], "settings": first["settings"], "rows": rows, "notes": notes}
+        )
+    return groups
+
+
+# --- The other files of a run folder ----------------------------------------------------------
+
+
+def relations_file(group):
+    """The path of a group's relations, property -> class id."""
+    return next(iter(group["rows"].values()))[0]["relations"]
+
+
+def read_curve(run):
+    """The records of a run's metrics.jsonl. Raises InputError."""
+    path = run["folder"] / "metrics.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for x in records:
+            numbers = x["step"], x["loss"], *(x["dev"][k] for k in ("precision", "recall", "f1"))
+            if not all(math.isfinite(number) for number in numbers):
+                raise ValueError(f"step {x['step']}: a score is not a number")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: no evaluations of a run: {error!r}") from None
+    return records
+
+
+def read_shifts(run):
+    """Test F1 against the shift of the threshold, from a run's logits: shifts [K] rising, F1 [K].
+    Raises InputError."""
+    path = run["folder"] / "test_logits.npz"
+    if not run["test"]:
+        raise InputError(f"{path}: results.json has no test scores")
+    arrays = read_logits(path)
+    above = margins(torch.from_numpy(arrays["logits"]), run["loss_type"], run["num_labels"])
+    shifts, correct, predicted = shift_curve(above.numpy(), arrays["labels"])
+    f1 = f1_of_counts(correct, predicted, run["data"]["test"]["triples"])
+    unshifted = np.abs(shifts).argmin()  # the curve has 0 itself
+    if abs(f1[unshifted] - run["test"]["f1"]) > 1e-6:
+        raise InputError(f"{path}: its F1 is not that of results.json")
+    return shifts[::-1], f1[::-1]
+
+
+def read_pair(run, split, row):
+    """One pair of a run's logits, as figures.pair_scores takes it. Raises InputError."""
+    path = run["folder"] / f"{split}_logits.npz"
+    arrays = {k: x if x is None else x[row : row + 1] for k, x in read_logits(path).items()}
+    if len(arrays["logits"]) == 0:
+        raise InputError(f"{path}: it has no pair number {row}")
+    pattern = PATTERNS[prediction_patterns(**arrays)[0]]
+    threshold = arrays["logits"] if arrays["threshold"] is None else arrays["threshold"]
+    return {
+        "title": f"{run['loss']}, seed {run['seed']}: {pattern}",
+        "scores": arrays["logits"][0, 1:],
+        "labels": arrays["labels"][0, 1:] > 0,
+        "threshold": float(threshold[0, 0]),
+    }
