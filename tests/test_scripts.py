@@ -1,0 +1,62 @@
+"""run_table3.sh with a stand-in for training."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import test_report
+from conftest import ROOT, read
+
+data = test_report.data
+
+STUB = """#!{python}
+# Stands for python: train.py copies a finished run and puts in the flags; all else is real.
+import json, os, sys
+if not sys.argv[1].endswith("train.py"):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+given = dict(zip(sys.argv[2:], sys.argv[3:]))
+if given["--loss_type"] == "AML":
+    sys.exit("error: AML fails here")
+results = json.load(open({template!r}))
+for name, kind in (("loss_type", str), ("seed", int), ("margin", float), ("hinge_norm", str)):
+    if "--" + name in given:
+        results["args"][name] = kind(given["--" + name])
+os.makedirs(given["--output_dir"])
+json.dump(results, open(given["--output_dir"] + "/results.json", "w"))
+print("saves logits:", "--save_logits" in sys.argv, "tunes:", "--tune_threshold" in sys.argv)
+"""
+
+
+def test_run_table3(data, tmp_path):
+    run = test_report.write_run(tmp_path / "finished", data, "ATL", 1, logits=False)
+    template = str(run / "results.json")
+    stub = tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable, template=template))
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    cut = {"SEEDS": "1 5", "LOSSES": "ATL HingeABL:joint:m3 HingeABL:m5 AML", "RECIPE": "bert"}
+    where = {"PYTHON": str(stub), "DATA": str(data), "OUT": str(tmp_path / "out")}
+
+    def start(**change):
+        command = ["bash", str(ROOT / "scripts/run_table3.sh"), "--num_train_epochs", "1"]
+        env = os.environ | cut | where | change
+        return subprocess.run(command, capture_output=True, text=True, env=env)
+
+    shutil.copytree(run, tmp_path / "out/ATL-seed1")
+    first = (tmp_path / "out/ATL-seed1/results.json").stat().st_mtime_ns
+    result = start()
+    lines = [x for x in result.stdout.splitlines() if x[0] == "["]
+    assert result.returncode == 1 and result.stderr.strip() == "failed: AML-seed1 AML-seed5"
+    assert len(lines) == 8 and lines[0].endswith("finished before")
+    assert lines[1].startswith("[2 of 8] HingeABL-joint-m3 seed 1: test F1 ")
+    assert " left" in lines[1] and " left" not in lines[7]
+    assert "failed after" in lines[3] and "error: AML fails here" in lines[3]
+    assert (tmp_path / "out/ATL-seed1/results.json").stat().st_mtime_ns == first
+    group = read(tmp_path / "out/report/report.json")["groups"][0]
+    seeds = {x["loss"]: x["seeds"] for x in group["tables"][2]["rows"] if x["seeds"]}
+    assert seeds == {"ATL": [1, 5], "HingeABL": [1, 5], "HingeABL:joint:m3": [1, 5]}
+    logs = [(tmp_path / f"out/HingeABL-seed{x}.log").read_text() for x in (1, 5)]
+    assert logs == ["saves logits: True tunes: True\n", "saves logits: False tunes: True\n"]
+    result = start(LOSSES="ATL:m3")
+    assert result.returncode == 2 and "error: LOSSES: ATL:m3: :m3 is unknown" in result.stderr
