@@ -26,7 +26,7 @@ from losses import decode, threshold_of
 from options import build_parser
 from prepro import InputError, entity_pairs, read_documents, relation_ids, run_main
 from runs import find_runs, group_runs
-from tables import data_tables
+from tables import data_counts, data_tables
 from train import to_official
 from utils import save_arrays
 
@@ -194,6 +194,12 @@ def test_paper_numbers_stand_beside_and_cells_without_runs_say_so(made):
         assert macro["paper"] == PAPER["table7_bert_base_macro"][loss]["Ign_F1"]
     assert row_of(tables["Table 1"], "ATL")["cells"]["FP"]["paper"] == 2859
     assert row_of(tables["Table 4"], "AML")["cells"]["FN/F"]["paper"] == 65.30
+    for backbone, numbers in PAPER["table2_roberta_large"].items():
+        cells = row_of(tables["Table 2"], numbers["own_loss"], backbone)["cells"]
+        printed = [cells[column]["paper"] for column in ("F1", "Ign F1")]
+        cells = row_of(tables["Table 2"], "HingeABL", backbone)["cells"]
+        printed += [cells[column]["paper"] for column in ("F1", "Ign F1")]
+        assert printed == [numbers[k] for k in ("F1", "Ign_F1", "F1_HingeABL", "Ign_F1_HingeABL")]
     docunet = row_of(tables["Table 2"], "HingeABL", "docunet")["cells"]["F1"]
     assert (docunet["paper"], docunet["n"], docunet["std"]) == (79.43, 1, None)
     assert row_of(tables["Table 3"], "AML")["cells"]["F1"]["mean"] is None
@@ -243,6 +249,8 @@ def test_data_tables_on_the_real_dev_split():
     assert [x["ours"] for x in table6["dev"].values()] == pytest.approx(
         [500, entities / 500, triples / 500, sentences / 500]
     )
+    documents[0]["labels"].append({"h": 3, "t": 3, "r": "P17"})  # a self-relation is no pair
+    assert data_counts(documents)["related"] == pairs - without
     rounded = {name: round(x["ours"], 1) for name, x in table6["dev"].items()}
     assert rounded == {name: x["paper"] for name, x in table6["dev"].items()}
 
