@@ -312,10 +312,14 @@ def test_runs_that_differ_are_never_averaged(data, tmp_path):
     write_run(tmp_path / "margin", data, "AML", seed=7, margin=2.0)
     write_run(tmp_path / "gamma", data, "AFL", seed=7, gamma=2.0)
     write_run(tmp_path / "unet", data, seed=7, backbone="docunet", down_dim=128)
+    # weights of unknown training: each checkpoint counts as a seed, apart from all that was trained
+    write_run(tmp_path / "x1", data, load_path="released/x1.pt")
+    write_run(tmp_path / "x2", data, load_path="released/x2.pt")
     groups = group_runs(find_runs(tmp_path, tmp_path / "out")[0])
     members = [sorted(run["folder"].name for x in g["rows"].values() for run in x) for g in groups]
     assert members[0] == ["a", "b", "batch", "gamma", "margin", "unet"]
-    assert sorted(x for (x,) in members[1:]) == sorted(changes)
+    assert members[1] == ["x1", "x2"] and list(groups[1]["rows"]) == [("atlop", "ATL")]
+    assert sorted(x for (x,) in members[2:]) == sorted(changes)
     assert [*groups[0]["rows"]] == [
         *(("atlop", x) for x in ("ATL", "AML:m2", "AFL:g2")), ("docunet (down_dim 128)", "ATL")
     ]  # fmt: skip
@@ -341,6 +345,7 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
         results[change[0]][change[1]] = change[2]
         (root / name).mkdir()
         (root / name / "results.json").write_text(json.dumps(results))
+    write_run(root / "evaluation", data, logits=False, load_path="gone/run")
     (root / "unfinished").mkdir()
     shutil.copy(root / "sound/metrics.jsonl", root / "unfinished")
     (root / "other/checkpoints").mkdir(parents=True)
@@ -356,6 +361,7 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     assert "dev.f1: nan is not a number" in reasons.pop("nan")
     assert "args.loss_type: unknown 'X'" in reasons.pop("loss")
     assert reasons.pop("unfinished") == "unfinished: it has no results.json"
+    assert reasons.pop("evaluation") == "only evaluates gone/run, whose results.json is not there"
     assert reasons.pop("other").startswith("not a run")
     assert not reasons
     printed = capsys.readouterr().out
