@@ -158,7 +158,8 @@ def training_curves(curves, styles):
                  for x in by_step]
             )  # fmt: skip
             style = styles[label]
-            panel.plot(steps, values.mean(0), label=label, **style)
+            every = 1 + len(steps) // 15  # or the markers hide the line
+            panel.plot(steps, values.mean(0), label=label, markevery=every, **style)
             band = {"color": style["color"], "alpha": 0.12, "linewidth": 0}
             panel.fill_between(steps, values.min(0), values.max(0), **band)
             panel.set_title(title)
