@@ -102,12 +102,16 @@ def check_results(results):
     args = _field(results, "args", dict)
     for name, kind in {"loss_type": str, "seed": int, "model_name_or_path": str}.items():
         _field(args, name, kind, "args")
-    for name, known in {"loss_type": LOSSES, "backbone": BACKBONES}.items():
+    for name in ("margin", "gamma", *OF_DOCUNET):
+        if not isinstance(args.get(name), (int, float, type(None))):
+            raise InputError(f"args.{name}: {args[name]!r:.80} is not a number")
+    known_names = {"loss_type": LOSSES, "backbone": BACKBONES, "hinge_norm": ("separate", "joint")}
+    for name, known in known_names.items():
         if args.get(name, DEFAULTS[name]) not in known:
             raise InputError(f"args.{name}: unknown {args[name]!r:.80}")
     data = _field(results, "data", dict)
     splits = ["train", "dev"] + ["test"] * ("test" in results)
-    for split in splits:
+    for split in {*splits, *data}:
         record = _field(data, split, dict, "data")
         for name, kind in {"sha256": str, "file": str, "documents": int, "triples": int}.items():
             _field(record, name, kind, f"data.{split}")

@@ -340,6 +340,8 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     for name, change in {
         "nan": ("dev", "f1", math.nan),
         "loss": ("args", "loss_type", "X"),
+        "margin": ("args", "margin", "x"),
+        "split": ("data", "more", 3),
     }.items():
         results = read(root / "sound/results.json")
         results[change[0]][change[1]] = change[2]
@@ -360,6 +362,8 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     assert "expected an object, found list" in reasons.pop("list")
     assert "dev.f1: nan is not a number" in reasons.pop("nan")
     assert "args.loss_type: unknown 'X'" in reasons.pop("loss")
+    assert "args.margin: 'x' is not a number" in reasons.pop("margin")
+    assert "data.more: expected dict, found int" in reasons.pop("split")
     assert reasons.pop("unfinished") == "unfinished: it has no results.json"
     assert reasons.pop("evaluation") == "only evaluates gone/run, whose results.json is not there"
     assert reasons.pop("other").startswith("not a run")
