@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
-from model import BACKBONES, dropout_name, has_plain_attention
+from encoder import dropout_name, has_plain_attention
+from model import BACKBONES
 from prepro import InputError, read_json, write_atomically, write_json
 
 # The pooler's output is never used, and older transformers saved the position ids 0, 1, 2, ...
