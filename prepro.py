@@ -230,9 +230,14 @@ def read_docred(path, tokenizer, max_seq_length=1024, rel2id=None):
 def _word_pieces(documents, tokenizer):
     """word -> token ids, for every distinct word of the documents."""
     words = list({word for x in documents for sentence in x["sents"] for word in sentence})
-    if not words:
-        return {}
-    return dict(zip(words, tokenizer(words, add_special_tokens=False)["input_ids"], strict=True))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not words:
+        ids = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+    else:  # most of a call's time is what transformers makes of its result
+        backend.no_padding()
+        backend.no_truncation()
+        ids = [x.ids for x in backend.encode_batch(words, add_special_tokens=False)]
+    return dict(zip(words, ids, strict=True))
 
 
 def _marker_id(tokenizer):

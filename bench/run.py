@@ -241,8 +241,9 @@ def training(args, sizes=tuple(SIZES), shuffled=(False, True)):
             pair.train_ours([ours[i] for i in batches[0]])
             parts = [batches[i :: args.parts] for i in range(args.parts)]
             done = [ours[i] for batch in batches for i in batch]
+            order = "shuffled" if by_chance else "like length"
             row = compare(
-                f"train, {size}, {len(done)} documents, {'shuffled' if by_chance else 'like length'}",
+                f"train, {size}, {len(done)} documents, {order}",
                 lambda part, pair=pair, x=theirs: [
                     pair.train_baseline([x[i] for i in batch]) for batch in part
                 ],
