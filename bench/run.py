@@ -42,7 +42,7 @@ from train import (  # noqa: E402
     predict_logits,
     train_step,
 )
-from utils import collate, make_deterministic, set_seed, special_tokens  # noqa: E402
+from utils import collate, make_deterministic, set_seed, special_tokens, window_starts  # noqa: E402
 
 SIZES = {"BERT-base": (12, 768), "MiniLM": (6, 384)}
 
@@ -260,19 +260,16 @@ def training(args, sizes=tuple(SIZES), shuffled=(False, True)):
 
 def forward_flops(feature, config, num_class=97, block=64):
     """Operations of the matrix products that one document needs; a step needs three times these."""
-    tokens, entities, width = (
-        len(feature["input_ids"]),
-        len(feature["entity_pos"]),
-        config.hidden_size,
-    )
+    length, entities = len(feature["input_ids"]), len(feature["entity_pos"])
+    windows = len(window_starts(length, 512, 2))
+    tokens = min(length, 512) * windows
+    width, inner = config.hidden_size, config.intermediate_size
     pairs = entities * (entities - 1)
-    inner = config.intermediate_size
-    layer = 2 * tokens * (4 * width**2 + 2 * width * inner) + 4 * tokens**2 * width
-    context = 2 * pairs / 2 * tokens * (width + config.num_attention_heads)
+    layer = 2 * tokens * (4 * width**2 + 2 * width * inner) + 4 * tokens**2 / windows * width
+    context = pairs * length * (width + config.num_attention_heads)
     extract = 4 * (entities + pairs / 2) * width**2
-    return (
-        config.num_hidden_layers * layer + context + extract + 2 * pairs * width * block * num_class
-    )
+    bilinear = 2 * pairs * width * block * num_class
+    return config.num_hidden_layers * layer + context + extract + bilinear
 
 
 def matrix_rate(args):
