@@ -334,9 +334,8 @@ def main(argv=None):
         deque(records(), maxlen=0)
     if args.html:
         page.write_page(args.html, shown, total)
-    report = (
-        f"{expected} documents, {num_relations} relations, {time.perf_counter() - started:.0f} s"
-    )
+    seconds = time.perf_counter() - started
+    report = f"documents: {expected}, relations: {num_relations}, seconds: {seconds:.0f}"
     if args.html and total > page.LIMIT:
         report += f"; the page shows the first {page.LIMIT} of {total} documents"
     if extractor.num_cut:

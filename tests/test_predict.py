@@ -185,7 +185,7 @@ def test_from_standard_input_to_standard_output(folder, corpus, expected):
     assert result.returncode == 0, result.stderr
     assert_same(json.loads(result.stdout), expected)
     num_relations = sum(len(record["relations"]) for record in expected)
-    assert result.stderr.startswith(f"{len(corpus)} documents, {num_relations} relations, ")
+    assert result.stderr.startswith(f"documents: {len(corpus)}, relations: {num_relations}, ")
 
 
 def test_reader_of_standard_output_may_stop_reading(monkeypatch):
