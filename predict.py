@@ -161,12 +161,13 @@ class RelationExtractor:
         records = [_empty_record(document) for document in documents]
         for (row, number), weight in zip(facts.tolist(), weights.cpu().numpy(), strict=True):
             number += 1
+            name = self.property_of[number]
             doc, head, tail = pairs[row].tolist()
             document = documents[doc]
             relation = {
                 "head": _entity(document, head),
                 "tail": _entity(document, tail),
-                "relation": (name := self.property_of[number]),
+                "relation": name,
                 "name": self.names.get(name, name),
                 "score": round(float(scores[row, number]), 4),
                 "sentences": _attended_sentences(document, features[doc], weight),
@@ -184,16 +185,15 @@ class RelationExtractor:
 def batches(features, batch_size):
     """Lists of places in `features`, the longest documents first: batch_size of them, fewer of
     documents with so many entities that their pairs would fill the memory."""
-    chosen, longest, most = [], 0, 0
-    for i in sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"])):
-        most = max(most, len(features[i]["entity_pos"]))
-        longest = longest or len(features[i]["input_ids"])
-        if chosen and (
-            len(chosen) == batch_size or (len(chosen) + 1) * longest * most**2 > LARGEST
-        ):
+    lengths = [len(feature["input_ids"]) for feature in features]
+    chosen, most = [], 0
+    for i in sorted(range(len(features)), key=lambda i: -lengths[i]):
+        num_entities = len(features[i]["entity_pos"])
+        most = max(most, num_entities)
+        size = (len(chosen) + 1) * lengths[(chosen or [i])[0]] * most**2
+        if chosen and (len(chosen) == batch_size or size > LARGEST):
             yield chosen
-            chosen, longest = [], len(features[i]["input_ids"])
-            most = len(features[i]["entity_pos"])
+            chosen, most = [], num_entities
         chosen.append(i)
     if chosen:
         yield chosen
@@ -284,10 +284,10 @@ def parse_args(argv=None):
         raise InputError(f"--max_seq_length: {args.max_seq_length} is less than 3")
     if args.output is None and not args.html:
         args.output = "-"
-    for name in ("output", "html"):
-        path = getattr(args, name)
-        if path and path != "-":
-            check_writable(f"--{name}", Path(path))
+    if args.output not in (None, "-"):
+        check_writable("--output", Path(args.output))
+    if args.html:
+        check_writable("--html", Path(args.html))
     pick_device(args.device, args.precision)
     return args
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -25,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 import documents as reading
 import hub
+import page
 import predict
 from checkpoint import load_tokenizer, save_config, save_weights
 from documents import as_docred, new_documents, read_new_documents
@@ -254,8 +256,8 @@ def test_missed_relations_and_their_patterns(tokenizer, loss_type, lower):
     assert sum(correct) + len(record["missed"]) == len(document["labels"]) and sum(correct) > 0
 
 
-def test_a_real_run_gives_its_own_predictions(extractor, tokenizer):
-    """Real documents, cut at 1,024 tokens and in several windows, also against `decode`."""
+def test_real_documents(extractor, tokenizer):
+    """Real documents, some of several windows: the relations are those of `decode`."""
     documents = read_documents(shared("redocred-mini/test_revised.json"))[:6]
     records = extractor(documents)
     features = docred_features(documents, tokenizer)
@@ -708,6 +710,31 @@ def test_half_a_character_in_a_field_that_nobody_reads(folder, tmp_path):
     (tmp_path / "in.json").write_text(json.dumps(document))
     (record,) = run(folder, tmp_path / "in.json", tmp_path / "out.json")
     assert record["relations"][0]["head"]["mentions"] == [mention]
+
+
+@pytest.mark.parametrize("limit", [3, 50])
+def test_page_of_the_first_documents(
+    folder, corpus, expected, tmp_path, monkeypatch, capsys, limit
+):
+    monkeypatch.setattr(page, "LIMIT", limit)
+    (tmp_path / "in.json").write_text(json.dumps(corpus))
+    where = tmp_path / "page.html"
+    predict.main(command(folder, "--input", tmp_path / "in.json", "--html", where))
+    output = capsys.readouterr()
+    data = json.loads(re.search(r'type="application/json">(.*)</script>', where.read_text())[1])
+    first = expected[:limit]
+    assert output.out == "" and data["total"] == len(corpus)
+    assert [x["title"] for x in data["documents"]] == [x["title"] for x in first]
+    for shown, record in zip(data["documents"], first, strict=True):
+        facts = {(x["head"], x["tail"], x["property"]) for x in shown["facts"]}
+        assert facts == {
+            (x["head"]["entity"], x["tail"]["entity"], x["relation"]) for x in record["relations"]
+        }
+    told = f"the page shows the first 3 of {len(corpus)} documents"
+    assert (told in output.err) == (limit == 3)
+    both = ["--html", where, "--output", tmp_path / "out.json"]
+    predict.main(command(folder, "--input", tmp_path / "in.json", *both))
+    assert_same(read(tmp_path / "out.json"), expected)
 
 
 # --- much input -------------------------------------------------------------------------------
