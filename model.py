@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from encoder import at_least_float32, encode_windows
+from hub import SharedModel
 
 
-class DocREModel(nn.Module):
+class DocREModel(nn.Module, SharedModel):
     """Scores of all relations for all entity pairs of a batch of documents; the backbones' base.
 
     encoder: a transformers encoder, see `checkpoint.build_encoder`. emb_size: width of the head and
@@ -41,13 +42,18 @@ class DocREModel(nn.Module):
         entity_mentions,
         num_entities,
         pairs,
+        with_attention=False,
         **windows,
     ):
-        """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32."""
+        """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32.
+
+        with_attention: also what the entities attend to, [B, E, heads, L], for `pair_attention`.
+        """
         tokens, rows = self.encode(input_ids, attention_mask, mention_pos, windows)
         entities = entity_embeddings(tokens, mention_pos, entity_mentions)  # [B, E, d]
         attention = entity_attention(rows, entity_mentions)  # [B, E, heads, L]
-        return self.classify(tokens, entities, attention, num_entities, pairs)
+        logits = self.classify(tokens, entities, attention, num_entities, pairs)
+        return (logits, attention) if with_attention else logits
 
     def encode(self, input_ids, attention_mask, mention_pos, windows):
         """Token embeddings [B, L, d] and the last layer's attention from every mention's marker to
@@ -352,6 +358,14 @@ def context_grid(values, attention):
         q = q / (q.sum(1, keepdim=True) + 1e-5)
         pooled = q.transpose(1, 2) @ at_least_float32(values)
     return pooled.unflatten(1, (attention.shape[1], -1))
+
+
+def pair_attention(attention, pairs):
+    """q of the given pairs alone, see `localized_contexts`: [B, E, heads, L], [P, 3] -> [P, L]."""
+    doc, head, tail = pairs.T
+    with full_precision(attention):
+        q = shared_attention(attention)[doc, :, head, tail]
+    return q / (q.sum(1, keepdim=True) + 1e-5)
 
 
 def shared_attention(attention):

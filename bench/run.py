@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,19 +29,26 @@ import baseline  # noqa: E402
 from backbones import make_features  # noqa: E402
 
 import evaluation  # noqa: E402
-from checkpoint import build_encoder  # noqa: E402
+from checkpoint import build_encoder, load_tokenizer  # noqa: E402
 from losses import get_loss  # noqa: E402
 from model import ATLOP  # noqa: E402
 from prepro import read_docred, read_documents, relation_ids  # noqa: E402
 from train import (  # noqa: E402
     epoch_groups,
-    load_tokenizer,
     make_optimizer,
     make_schedule,
     predict_logits,
     train_step,
 )
-from utils import collate, make_deterministic, set_seed, special_tokens, window_starts  # noqa: E402
+from utils import (  # noqa: E402
+    autocast,
+    collate,
+    make_deterministic,
+    set_seed,
+    special_tokens,
+    to_device,
+    window_starts,
+)
 
 SIZES = {"BERT-base": (12, 768), "MiniLM": (6, 384)}
 
@@ -176,9 +182,8 @@ class Pair:
         opening, closing = special_tokens(self.tokenizer, "bert")
         self.baseline = baseline.Baseline(self.ours, opening, closing)
         self.tokens = opening, closing, self.tokenizer.pad_token_id
-        kind, on = torch.device(args.device).type, args.precision != "fp32"
-        dtype = torch.float16 if args.precision == "fp16" else torch.bfloat16
-        self.amp = partial(torch.autocast, kind, dtype=dtype, enabled=on)
+        kind = torch.device(args.device).type
+        self.amp = autocast(args.device, args.precision)
         self.wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
         self.rest = {}
         for way in ("baseline", "ours"):
@@ -194,10 +199,7 @@ class Pair:
             self.rest[way] = get_loss("HingeABL"), optimizer, schedule, scaler, self.amp, 1.0
 
     def our_batch(self, features):
-        batch = collate(features, self.tokens)
-        if self.args.device == "cpu":
-            return batch
-        return {k: x.pin_memory().to(self.args.device, non_blocking=True) for k, x in batch.items()}
+        return to_device(collate(features, self.tokens), self.args.device)
 
     def baseline_batch(self, features):
         batch = baseline.collate(features, self.tokens[2])

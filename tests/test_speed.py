@@ -13,11 +13,12 @@ sys.path.insert(0, str(ROOT / "bench"))
 import baseline  # noqa: E402
 
 import evaluation  # noqa: E402
+from checkpoint import load_tokenizer  # noqa: E402
 from encoder import Attention, Dropout, attend, dropout, encode_windows, hooked, keep, packed  # noqa: E402
 from losses import get_loss  # noqa: E402
 from model import ATLOP  # noqa: E402
 from prepro import read_docred, read_documents, relation_ids  # noqa: E402
-from train import epoch_groups, load_tokenizer, to_official  # noqa: E402
+from train import epoch_groups, to_official  # noqa: E402
 from utils import collate, set_seed, special_tokens  # noqa: E402
 
 KINDS = ["bert", "roberta", "electra"]
