@@ -4,9 +4,10 @@ import re
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from model import BACKBONES, dropout_name, has_plain_attention
+from encoder import dropout_name, has_plain_attention
+from model import BACKBONES
 from prepro import InputError, read_json, write_atomically, write_json
 
 # The pooler's output is never used, and older transformers saved the position ids 0, 1, 2, ...
@@ -67,6 +68,18 @@ def _check_returns_attention(encoder, name):
             "its tokens that localized context pooling is made of; use BERT, RoBERTa, DistilBERT, "
             "ELECTRA, DeBERTa-v2/3 or ModernBERT"
         )
+
+
+def load_tokenizer(name):
+    """Raises InputError if there is no such tokenizer."""
+    try:
+        try:
+            return AutoTokenizer.from_pretrained(name)
+        except ValueError:  # saved by transformers 5, read by 4: a class of another name
+            return PreTrainedTokenizerFast.from_pretrained(name)
+    except Exception as error:  # the hub and the file formats raise all kinds
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"tokenizer {name}: cannot be loaded: {reason}") from None
 
 
 def transformer_type(config):

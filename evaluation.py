@@ -40,9 +40,9 @@ def named_facts(documents):
 
 
 def gold_facts(documents):
-    """What is to be found: (title, head, tail, property) -> set of evidence sentences."""
+    """What is to be found: (title, head, tail, property) -> evidence, a list of sentences."""
     return {
-        (document["title"], x["h"], x["t"], x["r"]): set(x.get("evidence") or ())
+        (document["title"], x["h"], x["t"], x["r"]): x.get("evidence") or ()
         for document in documents
         for x in document["labels"]
     }
@@ -87,7 +87,7 @@ def evaluate(predictions, truth, train=(), distant=()):
 
 def _is_known(entities, key, facts):
     _, h, t, r = key
-    heads, tails = ([mention["name"] for mention in entities[i]] for i in (h, t))
+    heads, tails = ({mention["name"] for mention in entities[i]} for i in (h, t))
     return any((head, tail, r) in facts for head in heads for tail in tails)
 
 
@@ -104,33 +104,38 @@ def _ign_f1(correct, predicted, gold, known):
 
 
 def _evidence(submitted, gold, documents):
-    given = {key: set(x.get("evidence") or ()) for key, x in submitted.items()}
-    correct = sum(len(given[key] & gold[key]) for key in given if key in gold)
+    given = {key: set(x["evidence"]) for key, x in submitted.items() if x.get("evidence")}
+    if not given:
+        return {"evi_f1": 0.0}
+    correct = sum(len(given[key].intersection(gold[key])) for key in given if key in gold)
     predicted = sum(len(sentences) for key, sentences in given.items() if key[0] in documents)
-    total = sum(len(sentences) for sentences in gold.values())
+    total = sum(len(set(sentences)) for sentences in gold.values())
     return {"evi_f1": _f1(_ratio(correct, predicted), _ratio(correct, total))}
 
 
 def _breakdowns(submitted, gold, correct, documents):
     """F1 over frequent and long-tail relations, and within and across sentences. Predictions of
     unknown titles count in the former; whether they are within a sentence nobody knows."""
+    sentences = {}  # (title, entity) -> the sentences of its mentions
+    for title, document in documents.items():
+        for i, mentions in enumerate(document["vertexSet"]):
+            sentences[title, i] = frozenset(mention["sent_id"] for mention in mentions)
 
-    def is_intra(key):
-        title, h, t, _ = key
-        entities = documents[title]["vertexSet"]
-        return not {m["sent_id"] for m in entities[h]}.isdisjoint(m["sent_id"] for m in entities[t])
+    def count(keys):
+        """[frequent, all, within a sentence, of known title] among the keys."""
+        known = [key for key in keys if key[0] in documents]
+        within = sum(not sentences[t, h].isdisjoint(sentences[t, o]) for t, h, o, _ in known)
+        return [sum(key[3] in FREQUENT for key in keys), len(keys), within, len(known)]
 
-    known = [key for key in submitted if key[0] in documents]
-    predicted = {"freq": submitted, "long_tail": submitted, "intra": known, "inter": known}
+    frequent, total, within, known = zip(*map(count, (correct, submitted, gold)), strict=True)
     groups = {
-        "freq": lambda key: key[3] in FREQUENT,
-        "long_tail": lambda key: key[3] not in FREQUENT,
-        "intra": is_intra,
-        "inter": lambda key: not is_intra(key),
+        "freq": frequent,
+        "long_tail": [x - y for x, y in zip(total, frequent, strict=True)],
+        "intra": within,
+        "inter": [x - y for x, y in zip(known, within, strict=True)],
     }
     scores = {}
-    for name, belongs in groups.items():
-        counts = [sum(map(belongs, keys)) for keys in (correct, predicted[name], gold)]
+    for name, counts in groups.items():
         scores |= _micro(*counts, prefix=name)
     return scores
 

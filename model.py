@@ -10,23 +10,13 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from opt_einsum import contract
 from torch import nn
 
-# Encoders whose last self-attention is softmax(Q K^T / sqrt(size)) of two linear layers of these
-# names: all layers run fused attention, and of the last one only the rows at mentions are computed.
-# Any other encoder must return its attention, and runs without fused attention.
-QUERY_KEY = {
-    "bert": ("query", "key"),
-    "roberta": ("query", "key"),
-    "xlm-roberta": ("query", "key"),
-    "camembert": ("query", "key"),
-    "electra": ("query", "key"),
-    "distilbert": ("q_lin", "k_lin"),
-}
+from encoder import at_least_float32, encode_windows
+from hub import SharedModel
 
 
-class DocREModel(nn.Module):
+class DocREModel(nn.Module, SharedModel):
     """Scores of all relations for all entity pairs of a batch of documents; the backbones' base.
 
     encoder: a transformers encoder, see `checkpoint.build_encoder`. emb_size: width of the head and
@@ -52,13 +42,18 @@ class DocREModel(nn.Module):
         entity_mentions,
         num_entities,
         pairs,
+        with_attention=False,
         **windows,
     ):
-        """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32."""
+        """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32.
+
+        with_attention: also what the entities attend to, [B, E, heads, L], for `pair_attention`.
+        """
         tokens, rows = self.encode(input_ids, attention_mask, mention_pos, windows)
         entities = entity_embeddings(tokens, mention_pos, entity_mentions)  # [B, E, d]
         attention = entity_attention(rows, entity_mentions)  # [B, E, heads, L]
-        return self.classify(tokens, entities, attention, num_entities, pairs)
+        logits = self.classify(tokens, entities, attention, num_entities, pairs)
+        return (logits, attention) if with_attention else logits
 
     def encode(self, input_ids, attention_mask, mention_pos, windows):
         """Token embeddings [B, L, d] and the last layer's attention from every mention's marker to
@@ -290,52 +285,6 @@ class SelfAttention(nn.Module):
         return self.to_out(output)
 
 
-def encode_windows(encoder, input_ids, attention_mask, mention_pos):
-    """Token embeddings [W, T, d] and attention rows [W, R, heads, T] at mention_pos [W, R]."""
-    window = torch.arange(len(input_ids), device=input_ids.device)[:, None]
-    if not has_plain_attention(encoder.config):
-        output = encoder(input_ids, attention_mask, output_attentions=True)
-        return output.last_hidden_state, at_least_float32(
-            output.attentions[-1][window, :, mention_pos]
-        )
-
-    names = QUERY_KEY[encoder.config.model_type]
-    projections = {name: _last_module(encoder, name) for name in names}
-    seen = {}
-    hooks = [
-        module.register_forward_hook(lambda *call, name=name: seen.update({name: call[-1]}))
-        for name, module in projections.items()
-    ]
-    try:
-        hidden = encoder(input_ids, attention_mask).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
-    heads, size = encoder.config.num_attention_heads, seen[names[0]].shape[-1]
-    query = seen[names[0]][window, mention_pos].unflatten(-1, (heads, -1))  # [W, R, heads, size]
-    key = seen[names[1]].unflatten(-1, (heads, -1))  # [W, T, heads, size]
-    scores = contract("wrhs,wths->wrht", query, key) * (size // heads) ** -0.5
-    scores = at_least_float32(scores).masked_fill(attention_mask[:, None, None] == 0, -torch.inf)
-    dropout = getattr(encoder.config, dropout_name(encoder.config))
-    return hidden, F.dropout(scores.softmax(-1), dropout, encoder.training)
-
-
-def has_plain_attention(config):
-    """True for the encoders of QUERY_KEY, unless made with relative positions."""
-    positions = getattr(config, "position_embedding_type", None)
-    return config.model_type in QUERY_KEY and positions in (None, "absolute")
-
-
-def dropout_name(config):
-    """What the configuration calls the dropout of attention weights: BERT and its kin; others."""
-    bert = "attention_probs_dropout_prob"
-    return bert if hasattr(config, bert) else "attention_dropout"
-
-
-def _last_module(encoder, name):
-    return [m for path, m in encoder.named_modules() if path.rsplit(".", 1)[-1] == name][-1]
-
-
 def merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask):
     """Windows [W, T] back to documents [B, L]: embeddings are averaged where windows overlap,
     attention rows are added and, of documents of several windows, renormalised."""
@@ -409,6 +358,14 @@ def context_grid(values, attention):
         q = q / (q.sum(1, keepdim=True) + 1e-5)
         pooled = q.transpose(1, 2) @ at_least_float32(values)
     return pooled.unflatten(1, (attention.shape[1], -1))
+
+
+def pair_attention(attention, pairs):
+    """q of the given pairs alone, see `localized_contexts`: [B, E, heads, L], [P, 3] -> [P, L]."""
+    doc, head, tail = pairs.T
+    with full_precision(attention):
+        q = shared_attention(attention)[doc, :, head, tail]
+    return q / (q.sum(1, keepdim=True) + 1e-5)
 
 
 def shared_attention(attention):
@@ -489,11 +446,6 @@ def _chunks(z_head):
 
 def _outer(u, v):
     return (u[:, :, None] * v[:, None, :]).flatten(1)
-
-
-def at_least_float32(tensor):
-    """float64 stays, anything smaller becomes float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def full_precision(tensor):

@@ -147,21 +147,7 @@ def check_args(args):
         raise InputError(f"--load_path {args.load_path}: no such file or folder")
     if Path(args.load_path or __file__).is_dir() and not config_of(args.load_path).is_file():
         raise InputError(f"--load_path {args.load_path}: not a run folder, it has no config.json")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.empty(0, device=args.device).device.type
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"--device {args.device}: neither cpu nor cuda")
-    on_gpu = args.device.startswith("cuda")
-    if args.precision == "auto":
-        # Older cards emulate bf16, slowly.
-        has_bf16 = on_gpu and torch.cuda.get_device_capability(args.device)[0] >= 8
-        args.precision = ("bf16" if has_bf16 else "fp16") if on_gpu else "fp32"
-    if args.precision == "fp16" and not on_gpu:
-        raise InputError("--precision fp16: needs a GPU; on a CPU take fp32 or bf16")
+    args.device, args.precision = pick_device(args.device, args.precision)
     if not args.run_name:
         path = Path(args.model_name_or_path)
         encoder = path.parent.name if path.name in ("model", "encoder") else path.name
@@ -171,3 +157,24 @@ def check_args(args):
     finished = Path(args.output_dir) / "results.json"
     if args.output_dir and finished.exists() and not args.overwrite:
         raise InputError(f"--output_dir {args.output_dir}: holds a finished run; add --overwrite")
+
+
+def pick_device(device, precision):
+    """What --device and --precision stand for on this machine: "cpu", "cuda" or "cuda:N", and
+    "fp32", "fp16" or "bf16". Raises InputError for what it does not have."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.empty(0, device=device).device.type
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"--device {device}: neither cpu nor cuda")
+    on_gpu = kind == "cuda"
+    if precision == "auto":
+        # Older cards emulate bf16, slowly.
+        has_bf16 = on_gpu and torch.cuda.get_device_capability(device)[0] >= 8
+        precision = ("bf16" if has_bf16 else "fp16") if on_gpu else "fp32"
+    if precision == "fp16" and not on_gpu:
+        raise InputError("--precision fp16: needs a GPU; on a CPU take fp32 or bf16")
+    return device, precision

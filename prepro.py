@@ -113,40 +113,48 @@ def read_documents(path, rel2id=None, labelled=True):
             if first_with.setdefault(title, index) != index:
                 raise InputError(f"title: document {first_with[title]} has the same title")
         except InputError as error:
-            title = document.get("title") if isinstance(document, dict) else None
-            name = f" {json.dumps(title, ensure_ascii=False)}" if isinstance(title, str) else ""
-            raise InputError(f"{path}: document {index}{name}: {error}") from None
+            raise InputError(f"{path}: {document_name(document, index)}: {error}") from None
     return documents
+
+
+def document_name(document, index):
+    """What messages call a document: its place, and its title if it has one."""
+    title = document.get("title") if isinstance(document, dict) else None
+    if not isinstance(title, str):
+        return f"document {index}"
+    return f"document {index} {json.dumps(title, ensure_ascii=not _is_text(title))}"
 
 
 def check_document(document, rel2id, labelled=True):
     """Raises InputError, naming the field, unless `document` is in DocRED format."""
     if not isinstance(document, dict):
         raise InputError(f"expected an object, found {type(document).__name__}")
-    _field(document, "title", str)
-    sentences = _field(document, "sents", list)
+    field(document, "title", str)
+    sentences = field(document, "sents", list)
     for i, sentence in enumerate(sentences):
         if not isinstance(sentence, list) or not all(isinstance(word, str) for word in sentence):
             raise InputError(f"sents[{i}]: expected a list of words")
-    entities = _field(document, "vertexSet", list)
+        if not _is_text("".join(sentence)):
+            raise InputError(f"sents[{i}]: holds half a character (a lone surrogate)")
+    entities = field(document, "vertexSet", list)
     for i, mentions in enumerate(entities):
         if not isinstance(mentions, list) or not mentions:
             raise InputError(f"vertexSet[{i}]: expected a non-empty list of mentions")
         for j, mention in enumerate(mentions):
             _check_mention(mention, f"vertexSet[{i}][{j}]", sentences)
     if labelled or "labels" in document:
-        for i, label in enumerate(_field(document, "labels", list)):
+        for i, label in enumerate(field(document, "labels", list)):
             _check_label(label, f"labels[{i}]", len(entities), len(sentences), rel2id)
 
 
 def _check_mention(mention, where, sentences):
     if not isinstance(mention, dict):
         raise InputError(f"{where}: expected an object, found {type(mention).__name__}")
-    _field(mention, "name", str, where)
-    sentence = _field(mention, "sent_id", int, where)
+    field(mention, "name", str, where)
+    sentence = field(mention, "sent_id", int, where)
     if not 0 <= sentence < len(sentences):
         raise InputError(f"{where}.sent_id: {sentence} is not one of {len(sentences)} sentences")
-    span = _field(mention, "pos", list, where)
+    span = field(mention, "pos", list, where)
     if len(span) != 2 or not all(isinstance(x, int) and not isinstance(x, bool) for x in span):
         raise InputError(f"{where}.pos: expected [start, end), found {span!r:.80}")
     length = len(sentences[sentence])
@@ -156,14 +164,45 @@ def _check_mention(mention, where, sentences):
         )
 
 
+def check_text_document(document):
+    """Raises InputError, naming the field, unless `document` is a text with entity spans:
+
+    {"text": str, "entities": [[{"start": int, "end": int, "type": str}, ...], ...], "title": str}
+
+    Spans count characters, end excluded; "type" and "title" may be missing. Spans may overlap.
+    """
+    if "title" in document:
+        field(document, "title", str)
+    text = field(document, "text", str)
+    for i, mentions in enumerate(field(document, "entities", list)):
+        if not isinstance(mentions, list) or not mentions:
+            raise InputError(f"entities[{i}]: expected a non-empty list of mentions")
+        for j, mention in enumerate(mentions):
+            _check_span(mention, f"entities[{i}][{j}]", text)
+
+
+def _check_span(mention, where, text):
+    if not isinstance(mention, dict):
+        raise InputError(f"{where}: expected an object, found {type(mention).__name__}")
+    start, end = (field(mention, name, int, where) for name in ("start", "end"))
+    if not 0 <= start < end <= len(text):
+        raise InputError(
+            f"{where}: start {start}, end {end} is no span of a text of {len(text)} characters"
+        )
+    if text[start:end].isspace():
+        raise InputError(f"{where}: start {start}, end {end} holds only white space")
+    if "type" in mention:
+        field(mention, "type", str, where)
+
+
 def _check_label(label, where, num_entities, num_sentences, rel2id):
     if not isinstance(label, dict):
         raise InputError(f"{where}: expected an object, found {type(label).__name__}")
     for end in "ht":
-        entity = _field(label, end, int, where)
+        entity = field(label, end, int, where)
         if not 0 <= entity < num_entities:
             raise InputError(f"{where}.{end}: {entity} is not one of {num_entities} entities")
-    relation = _field(label, "r", str, where)
+    relation = field(label, "r", str, where)
     if rel2id.get(relation, 0) == 0:
         raise InputError(f"{where}.r: unknown relation {relation!r:.80}")
     evidence = label.get("evidence")  # optional, as are all further fields
@@ -176,7 +215,7 @@ def _check_label(label, where, num_entities, num_sentences, rel2id):
             )
 
 
-def _field(record, name, kind, where=""):
+def field(record, name, kind, where=""):
     """record[name], checked to be there and of that type."""
     path = f"{where}.{name}" if where else name
     if name not in record:
@@ -184,27 +223,41 @@ def _field(record, name, kind, where=""):
     value = record[name]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(f"{path}: expected {kind.__name__}, found {type(value).__name__}")
+    if kind is str and not _is_text(value):
+        raise InputError(f"{path}: holds half a character (a lone surrogate)")
     return value
 
 
-def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
+def _is_text(string):
+    """False for what JSON lets in, but no tokenizer and no file: \\ud800 without its other half."""
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None, progress=True):
     """Features of validated documents: a list with one dict per document,
 
     title        str
     input_ids    [L] int, L <= max_seq_length: [CLS] tokens [SEP], every mention between two "*"
     entity_pos   per entity the (start, end) of every mention, in tokens before [CLS] is added and
                  before the cut to max_seq_length - 2; start is the opening "*"
+    sentence_bounds  where the sentences start and the last one ends, [S + 1], in the same tokens
     triples      [K, 3] int32, the distinct (head, tail, class id) that hold, sorted
 
     Mentions that start (end) on the same word share the marker. Each word is tokenized on its own,
-    without a leading space, as ATLOP does, also for RoBERTa; a distinct word only once.
+    without a leading space, as ATLOP does, also for RoBERTa; a distinct word only once. progress
+    False shows no bar.
     """
     rel2id = relation_ids() if rel2id is None else rel2id
     pieces = _word_pieces(documents, tokenizer)
     marker = _marker_id(tokenizer)
     features = []
-    for document in tqdm(documents, desc="features", unit="doc", leave=False, disable=None):
-        tokens, entity_pos = _mark_entities(document, pieces, marker)
+    hidden = None if progress else True  # None: hidden where nobody watches
+    for document in tqdm(documents, desc="features", unit="doc", leave=False, disable=hidden):
+        tokens, entity_pos, sentence_bounds = _mark_entities(document, pieces, marker)
         labels = document.get(
             "labels", []
         )  # an entity's relation to itself is no pair of the model
@@ -215,6 +268,7 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
                 "title": document["title"],
                 "input_ids": [tokenizer.cls_token_id, *tokens, tokenizer.sep_token_id],
                 "entity_pos": entity_pos,
+                "sentence_bounds": sentence_bounds,
                 "triples": np.array(sorted(triples), dtype=np.int32).reshape(-1, 3),
             }
         )
@@ -230,9 +284,14 @@ def read_docred(path, tokenizer, max_seq_length=1024, rel2id=None):
 def _word_pieces(documents, tokenizer):
     """word -> token ids, for every distinct word of the documents."""
     words = list({word for x in documents for sentence in x["sents"] for word in sentence})
-    if not words:
-        return {}
-    return dict(zip(words, tokenizer(words, add_special_tokens=False)["input_ids"], strict=True))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not words:
+        ids = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+    else:  # most of a call's time is what transformers makes of its result
+        backend.no_padding()
+        backend.no_truncation()
+        ids = [x.ids for x in backend.encode_batch(words, add_special_tokens=False)]
+    return dict(zip(words, ids, strict=True))
 
 
 def _marker_id(tokenizer):
@@ -246,7 +305,8 @@ def _marker_id(tokenizer):
 
 
 def _mark_entities(document, pieces, marker):
-    """Token ids with markers, without special tokens; and entity_pos (see docred_features)."""
+    """Token ids with markers, without special tokens; entity_pos and sentence_bounds (see
+    docred_features)."""
     starts, ends = set(), set()
     for mentions in document["vertexSet"]:
         for mention in mentions:
@@ -268,7 +328,8 @@ def _mark_entities(document, pieces, marker):
         [(offset[m["sent_id"]][m["pos"][0]], offset[m["sent_id"]][m["pos"][1]]) for m in mentions]
         for mentions in document["vertexSet"]
     ]
-    return tokens, entity_pos
+    sentence_bounds = [words[0] for words in offset] + [len(tokens)]
+    return tokens, entity_pos, sentence_bounds
 
 
 @lru_cache(maxsize=256)

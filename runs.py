@@ -17,7 +17,7 @@ from evaluation import PATTERNS, f1_of_counts, prediction_patterns, read_logits,
 from losses import LOSSES, margins
 from model import BACKBONES
 from options import SAVED_WITH_MODEL, build_parser
-from prepro import META_DIR, InputError, _field, read_json, relation_ids
+from prepro import META_DIR, InputError, field, read_json, relation_ids
 
 DEFAULTS = vars(build_parser().parse_args([]))  # of flags that an older run does not have
 
@@ -99,9 +99,9 @@ def check_results(results):
     """Raises InputError, naming the field, unless all that the report needs is there."""
     if not isinstance(results, dict):
         raise InputError(f"expected an object, found {type(results).__name__}")
-    args = _field(results, "args", dict)
+    args = field(results, "args", dict)
     for name, kind in {"loss_type": str, "seed": int, "model_name_or_path": str}.items():
-        _field(args, name, kind, "args")
+        field(args, name, kind, "args")
     for name in ("margin", "gamma", *OF_DOCUNET):
         if not isinstance(args.get(name), (int, float, type(None))):
             raise InputError(f"args.{name}: {args[name]!r:.80} is not a number")
@@ -109,22 +109,22 @@ def check_results(results):
     for name, known in known_names.items():
         if args.get(name, DEFAULTS[name]) not in known:
             raise InputError(f"args.{name}: unknown {args[name]!r:.80}")
-    data = _field(results, "data", dict)
+    data = field(results, "data", dict)
     splits = ["train", "dev"] + ["test"] * ("test" in results)
     for split in {*splits, *data}:
-        record = _field(data, split, dict, "data")
+        record = field(data, split, dict, "data")
         for name, kind in {"sha256": str, "file": str, "documents": int, "triples": int}.items():
-            _field(record, name, kind, f"data.{split}")
-    parts = {split: _field(results, split, dict) for split in splits[1:]}
+            field(record, name, kind, f"data.{split}")
+    parts = {split: field(results, split, dict) for split in splits[1:]}
     if "tuned" in results:
-        tuned = _field(results, "tuned", dict)
-        _field(tuned, "shift", float, "tuned")
-        parts |= {f"tuned.{split}": _field(tuned, split, dict, "tuned") for split in splits[1:]}
+        tuned = field(results, "tuned", dict)
+        field(tuned, "shift", float, "tuned")
+        parts |= {f"tuned.{split}": field(tuned, split, dict, "tuned") for split in splits[1:]}
     for where, scores in parts.items():
         for name in PATTERNS:
-            _field(scores, name, int, where)
+            field(scores, name, int, where)
         for name in SCORES:
-            if not math.isfinite(_field(scores, name, float, where)):
+            if not math.isfinite(field(scores, name, float, where)):
                 raise InputError(f"{where}.{name}: {scores[name]} is not a number")
 
 

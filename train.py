@@ -25,6 +25,7 @@ from checkpoint import (
     build_encoder,
     load_model,
     load_state,
+    load_tokenizer,
     load_weights,
     save_config,
     save_weights,
@@ -45,7 +46,15 @@ from prepro import (
     write_atomically,
     write_json,
 )
-from utils import collate, make_deterministic, save_arrays, set_seed, special_tokens
+from utils import (
+    autocast,
+    collate,
+    make_deterministic,
+    save_arrays,
+    set_seed,
+    special_tokens,
+    to_device,
+)
 
 
 def read_splits(args, rel2id):
@@ -66,18 +75,6 @@ def read_splits(args, rel2id):
             f"of {group} (train_batch_size x gradient_accumulation_steps)"
         )
     return splits
-
-
-def load_tokenizer(name):
-    """Raises InputError if there is no such tokenizer."""
-    try:
-        try:
-            return transformers.AutoTokenizer.from_pretrained(name)
-        except ValueError:  # saved by transformers 5, read by 4: a class of another name
-            return transformers.PreTrainedTokenizerFast.from_pretrained(name)
-    except Exception as error:  # the hub and the file formats raise all kinds
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"tokenizer {name}: cannot be loaded: {reason}") from None
 
 
 def load_parts(args):
@@ -239,9 +236,7 @@ class Run:
         self.collate = partial(
             collate, tokens=tokens, num_class=args.num_class, size=window_size(model.model.config)
         )
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(args.precision)
-        kind = torch.device(args.device).type
-        self.amp = partial(torch.autocast, kind, dtype=dtype, enabled=dtype is not None)
+        self.amp = autocast(args.device, args.precision)
 
     def read_features(self):
         """Split name -> features, for the splits that the run needs."""
@@ -254,14 +249,7 @@ class Run:
 
     def batch(self, features):
         """The batch of these documents, on the run's device."""
-        batch = self.collate(features)
-        if self.args.device == "cpu":
-            return batch
-        # pinned memory lets the copies run behind the step before
-        return {
-            name: tensor.pin_memory().to(self.args.device, non_blocking=True)
-            for name, tensor in batch.items()
-        }
+        return to_device(self.collate(features), self.args.device)
 
     def predict(self, split):
         """Logits and labels of all pairs of a split."""

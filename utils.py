@@ -1,6 +1,7 @@
 """Batches, seeding, run folders: what is neither model nor data format."""
 
 import random
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,23 @@ def make_deterministic(device):
     in any order unless torch is told not to. (CUDA's sorts first.)"""
     torch.use_deterministic_algorithms(device == "cpu", warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads it
+
+
+def autocast(device, precision):
+    """A function that makes a context in which torch computes in that precision."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    kind = torch.device(device).type
+    return partial(torch.autocast, kind, dtype=dtype, enabled=dtype is not None)
+
+
+def to_device(batch, device):
+    """A batch of `collate` on the device."""
+    if device == "cpu":
+        return batch
+    # pinned memory lets the copies run behind the step before
+    return {
+        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()
+    }
 
 
 def special_tokens(tokenizer, transformer_type):

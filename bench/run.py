@@ -1,0 +1,397 @@
+"""Ours against the textbook ATLOP of bench/baseline.py: one table, work by work.
+
+    python bench/run.py --data_dir dataset/redocred [--device cuda] [--only read score]
+
+Both ways have the same weights, batches and precision and run by turns in one process; a ratio is
+the median over the parts of the work (each part is done both ways, one after the other, in turns of
+order). Encoders have random weights: only their size counts. Peak memory is taken in a process for
+each way: on a GPU what was allocated; on a CPU the process's largest size less what it was before.
+"""
+
+import argparse
+import json
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+import baseline  # noqa: E402
+from backbones import make_features  # noqa: E402
+
+import evaluation  # noqa: E402
+from checkpoint import build_encoder, load_tokenizer  # noqa: E402
+from losses import get_loss  # noqa: E402
+from model import ATLOP  # noqa: E402
+from prepro import read_docred, read_documents, relation_ids  # noqa: E402
+from train import (  # noqa: E402
+    epoch_groups,
+    make_optimizer,
+    make_schedule,
+    predict_logits,
+    train_step,
+)
+from utils import (  # noqa: E402
+    autocast,
+    collate,
+    make_deterministic,
+    set_seed,
+    special_tokens,
+    to_device,
+    window_starts,
+)
+
+SIZES = {"BERT-base": (12, 768), "MiniLM": (6, 384)}
+
+
+def main():
+    args = parse_args()
+    rows = []
+    machine = describe(args)
+    print(machine)
+    print(f"{'work':52} {'baseline':>9} {'ours':>9} {'ratio':>6}")
+    for name, work in WORKS.items():
+        if args.only and name not in args.only:
+            continue
+        for row in work(args):
+            rows.append(row)
+            unit = row["unit"]
+            values = (f"{row[way]:.4g} {unit}" for way in ("baseline", "ours"))
+            print(
+                f"{row['work']:52} {next(values):>9} {next(values):>9} {row['ratio']:6.2f}", end=""
+            )
+            print(f"  {row['note']}" if row.get("note") else "", flush=True)
+    if args.json:
+        content = {"machine": machine, "torch": torch.__version__, "rows": rows}
+        Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data_dir", type=Path, default=Path("dataset/redocred"), help="has dev_revised.json")
+    add("--tokenizer", default="bert-base-cased")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--precision", choices=["fp32", "bf16", "fp16"], help="default: bf16 on a GPU, else fp32")
+    add("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="to train")
+    add("--documents", type=int, default=200, help="to train on")
+    add("--eval_documents", type=int, default=500)
+    add("--parts", type=int, default=5, help="of the documents: each is done both ways")
+    add("--repeats", type=int, default=5, help="of the work that is not done in parts")
+    add("--only", nargs="+", choices=list(WORKS), help="default: all works")
+    add("--json", help="also write the table here")
+    add("--memory_of", choices=["baseline", "ours"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    on_gpu = args.device.startswith("cuda")
+    args.precision = args.precision or ("bf16" if on_gpu else "fp32")
+    if args.memory_of:
+        print(memory_of_step(args))
+        sys.exit()
+    return args
+
+
+def describe(args):
+    if args.device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name(args.device)}, {args.precision}"
+    names = [x for x in open("/proc/cpuinfo", encoding="utf-8") if x.startswith("model name")]
+    name = names[0].split(":")[1].strip() if names else platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, {args.precision}"
+
+
+def compare(work, baseline_way, our_way, parts, wait=lambda: None, note=""):
+    """A row of the table: every part done both ways, in turns of order; medians."""
+    seconds = {"baseline": [], "ours": []}
+    ways = {"baseline": baseline_way, "ours": our_way}
+    for i, part in enumerate(parts):
+        for way in sorted(ways, reverse=i % 2 == 1):
+            wait()
+            started = time.perf_counter()
+            ways[way](part)
+            wait()
+            seconds[way].append(time.perf_counter() - started)
+    ratios = [b / o for b, o in zip(seconds["baseline"], seconds["ours"], strict=True)]
+    total = {way: sum(x) for way, x in seconds.items()}
+    return {
+        "work": work,
+        "unit": "s",
+        **total,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "seconds": seconds,
+        "note": note,
+    }
+
+
+def read(args):
+    tokenizer, rel2id = load_tokenizer(args.tokenizer), relation_ids()
+    path = args.data_dir / "dev_revised.json"
+    yield compare(
+        "read_docred, the dev documents",
+        lambda part: baseline.read_docred(path, tokenizer, rel2id),
+        lambda part: read_docred(path, tokenizer),
+        range(args.repeats),
+    )
+
+
+def score(args):
+    """20,000 triples of the dev documents: half of them gold, half drawn."""
+    path = args.data_dir / "dev_revised.json"
+    documents = read_documents(path)
+    draw, relations = random.Random(0), list(relation_ids())[1:]
+    gold = [(d["title"], x["h"], x["t"], x["r"]) for d in documents for x in d["labels"]]
+    chosen = set(draw.sample(gold, min(10_000, len(gold))))
+    while len(chosen) < 20_000:
+        d = draw.choice(documents)
+        ends = draw.sample(range(len(d["vertexSet"])), 2) if len(d["vertexSet"]) > 1 else (0, 0)
+        chosen.add((d["title"], *ends, draw.choice(relations)))
+    names = "title", "h_idx", "t_idx", "r"
+    submission = [dict(zip(names, x, strict=True)) for x in sorted(chosen)]
+    draw.shuffle(submission)
+    facts = evaluation.named_facts(documents[::2])
+    yield compare(
+        "scoring 20,000 triples, as once an epoch",
+        lambda part: baseline.official_scores(list(submission), path, path),
+        lambda part: evaluation.evaluate(submission, documents, facts),
+        range(args.repeats),
+        note="baseline: two scores; ours: all scores",
+    )
+
+
+class Pair:
+    """The two ways with equal weights, and the same documents as features of each."""
+
+    def __init__(self, args, size, features=None):
+        layers, width = SIZES[size]
+        self.args = args
+        self.tokenizer = load_tokenizer(args.tokenizer)
+        make_deterministic(args.device)
+        set_seed(0)
+        config = {"model_type": "bert", "vocab_size": len(self.tokenizer)}
+        config |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 12}
+        encoder = build_encoder("", config | {"intermediate_size": 4 * width}, weights=False)
+        self.config = encoder.config
+        self.ours = ATLOP(encoder, emb_size=width).to(args.device)
+        opening, closing = special_tokens(self.tokenizer, "bert")
+        self.baseline = baseline.Baseline(self.ours, opening, closing)
+        self.tokens = opening, closing, self.tokenizer.pad_token_id
+        kind = torch.device(args.device).type
+        self.amp = autocast(args.device, args.precision)
+        self.wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
+        self.rest = {}
+        for way in ("baseline", "ours"):
+            model = getattr(self, way)
+            if way == "ours":
+                optimizer = make_optimizer(model, 5e-5, 1e-4)
+            else:
+                optimizer = torch.optim.AdamW(
+                    model.parameters(), lr=5e-5, eps=1e-6, weight_decay=0, foreach=False
+                )
+            scaler = torch.amp.GradScaler(kind, enabled=args.precision == "fp16")
+            schedule = make_schedule(optimizer, 10_000, 0.06)
+            self.rest[way] = get_loss("HingeABL"), optimizer, schedule, scaler, self.amp, 1.0
+
+    def our_batch(self, features):
+        return to_device(collate(features, self.tokens), self.args.device)
+
+    def baseline_batch(self, features):
+        batch = baseline.collate(features, self.tokens[2])
+        return {k: x.to(self.args.device) if torch.is_tensor(x) else x for k, x in batch.items()}
+
+    def train_ours(self, features):
+        self.ours.train()
+        return train_step(self.ours, [self.our_batch(features)], *self.rest["ours"])
+
+    def train_baseline(self, features):
+        batch = self.baseline_batch(features)
+        return baseline.train_step(self.baseline, batch, *self.rest["baseline"])
+
+    @torch.no_grad()
+    def evaluate_baseline(self, features, size=8):
+        self.baseline.eval()
+        for start in range(0, len(features), size):
+            batch = self.baseline_batch(features[start : start + size])
+            batch.pop("labels")
+            with self.amp():
+                self.baseline(**batch).float().cpu()
+
+
+def dev_features(args, pair):
+    path = args.data_dir / "dev_revised.json"
+    ours = read_docred(path, pair.tokenizer)
+    return baseline.read_docred(path, pair.tokenizer, relation_ids()), ours
+
+
+def training(args):
+    for size in args.sizes:
+        pair = Pair(args, size)
+        theirs, ours = dev_features(args, pair)
+        lengths = [len(feature["input_ids"]) for feature in ours[: args.documents]]
+        for by_chance in (False, True):
+            generator = torch.Generator().manual_seed(0)
+            groups = epoch_groups(lengths, 4, 1, generator, by_length=not by_chance)
+            batches = [batch for group in groups for batch in group]
+            pair.train_baseline([theirs[i] for i in batches[0]])  # warm up
+            pair.train_ours([ours[i] for i in batches[0]])
+            parts = [batches[i :: args.parts] for i in range(args.parts)]
+            done = [ours[i] for batch in batches for i in batch]
+            order = "shuffled" if by_chance else "like length"
+            row = compare(
+                f"train, {size}, {len(done)} documents, {order}",
+                lambda part, pair=pair, x=theirs: [
+                    pair.train_baseline([x[i] for i in batch]) for batch in part
+                ],
+                lambda part, pair=pair, x=ours: [
+                    pair.train_ours([x[i] for i in batch]) for batch in part
+                ],
+                parts,
+                pair.wait,
+            )
+            needed = 3 * sum(forward_flops(f, pair.config) for f in done)
+            row["rate"] = needed / row["ours"] / matrix_rate(args)
+            row["note"] = f"ours at {100 * row['rate']:.0f} % of a matrix product's rate"
+            yield row
+
+
+def forward_flops(feature, config, num_class=97, block=64):
+    """Operations of the matrix products that one document needs; a step needs three times these."""
+    length, entities = len(feature["input_ids"]), len(feature["entity_pos"])
+    windows = len(window_starts(length, 512, 2))
+    tokens = min(length, 512) * windows
+    width, inner = config.hidden_size, config.intermediate_size
+    pairs = entities * (entities - 1)
+    layer = 2 * tokens * (4 * width**2 + 2 * width * inner) + 4 * tokens**2 / windows * width
+    context = pairs * length * (width + config.num_attention_heads)
+    extract = 4 * (entities + pairs / 2) * width**2
+    bilinear = 2 * pairs * width * block * num_class
+    return config.num_hidden_layers * layer + context + extract + bilinear
+
+
+def matrix_rate(args):
+    """Operations a second in a product of the encoder's shape."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+    size = 1024 if args.device == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=args.device).to(dtype)
+    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    times = []
+    for _ in range(20):
+        wait()
+        started = time.perf_counter()
+        a @ b
+        wait()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
+
+
+def evaluating(args):
+    pair = Pair(args, "BERT-base")
+    theirs, ours = dev_features(args, pair)
+    # our way sorts by length: a part is as long as a user's split, and every part like the others
+    parts = [range(args.eval_documents)[i :: args.parts] for i in range(args.parts)]
+    yield compare(
+        f"evaluate, BERT-base, {args.eval_documents} documents",
+        lambda part: pair.evaluate_baseline([theirs[i] for i in part]),
+        lambda part: predict_logits(
+            pair.ours, [ours[i] for i in part], pair.our_batch, 8, pair.amp, "ours"
+        ),
+        parts,
+        pair.wait,
+    )
+
+
+def memory(args):
+    mib = {}
+    for way in ("baseline", "ours"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", way]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        mib[way] = float(result.stdout.split()[-1])
+    yield {
+        "work": "peak memory of a step, 4 x 42 entities x 512 tokens",
+        "unit": "MiB",
+        **mib,
+        "ratio": mib["ours"] / mib["baseline"],
+    }
+
+
+def memory_of_step(args):
+    """MiB that two training steps of one way take at most."""
+    sizes = argparse.Namespace(batch=4, entities=42, tokens=512)
+    features = make_features(sizes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pair = Pair(args, "BERT-base")
+    if args.memory_of == "ours":
+        pair.baseline = None
+        pair.rest.pop("baseline")
+    else:
+        features = [textbook(feature) for feature in features]
+        pair.ours = None
+        pair.rest.pop("ours")
+    for _ in range(2):
+        getattr(pair, f"train_{args.memory_of}")(features)
+    if args.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def textbook(feature):
+    """Our feature in the textbook's form: lists of pairs and of their multi-hot labels."""
+    most = range(len(feature["entity_pos"]))
+    pairs = [[h, t] for h in most for t in most if h != t]
+    labels = [[0] * 97 for _ in pairs]
+    place = {tuple(pair): i for i, pair in enumerate(pairs)}
+    for head, tail, relation in feature["triples"].tolist():
+        labels[place[head, tail]][relation] = 1
+    for row in labels:
+        row[0] = int(not any(row))
+    return feature | {"pairs": pairs, "labels": labels}
+
+
+def whole_run(args):
+    """train.py on as many documents as Re-DocRED has, 30 epochs; on a GPU only."""
+    if args.device == "cpu":
+        return
+    documents = json.loads((args.data_dir / "dev_revised.json").read_text(encoding="utf-8"))
+    many = [documents[i % len(documents)] | {"title": str(i)} for i in range(3053)]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for name, content in (("train", many), ("dev", documents), ("test", documents)):
+            (folder / f"{name}_revised.json").write_text(json.dumps(content), encoding="utf-8")
+        tokenizer = load_tokenizer(args.tokenizer)
+        config = transformers.BertConfig(vocab_size=len(tokenizer))
+        transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder / "encoder")
+        tokenizer.save_pretrained(folder / "encoder")
+        script = Path(__file__).parent.parent / "train.py"
+        command = f"--data_dir {folder} --model_name_or_path {folder}/encoder"
+        command += f" --output_dir {folder}/run --precision {args.precision} --device {args.device}"
+        started = time.perf_counter()
+        subprocess.run([sys.executable, script, *command.split()], check=True)
+        minutes = (time.perf_counter() - started) / 60
+    yield {
+        "work": "whole run, 3,053 documents, 30 epochs",
+        "unit": "min",
+        "baseline": float("nan"),
+        "ours": minutes,
+        "ratio": float("nan"),
+        "note": "no baseline was run",
+    }
+
+
+WORKS = {
+    "read": read,
+    "score": score,
+    "train": training,
+    "evaluate": evaluating,
+    "memory": memory,
+    "run": whole_run,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The encoder's part: token embeddings, and the last layer's attention at the mentions alone.
+
+Three ways, the first that fits:
+- `packed`, on a CPU, for BERT and its kin: the real tokens one after the other, without padding;
+  attention in blocks that stay in the cache; dropout of 16 random bits a number, never stored.
+- `hooked`, for every encoder of QUERY_KEY: transformers' own forward with fused attention; the rows
+  at mentions are computed from what the last layer's query and key projections put out.
+- any other encoder must return its attention, and runs without fused attention.
+The numbers are the same (dropout aside, whose draws differ).
+
+Shapes: W windows of T tokens, N of them real; R mentions; width d.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from opt_einsum import contract
+
+# Encoders whose self-attention is softmax(Q K^T / sqrt(size)) V, and the names of the linear layers
+# that give Q and K.
+QUERY_KEY = {
+    "bert": ("query", "key"),
+    "roberta": ("query", "key"),
+    "xlm-roberta": ("query", "key"),
+    "camembert": ("query", "key"),
+    "electra": ("query", "key"),
+    "distilbert": ("q_lin", "k_lin"),
+}
+# Scores computed at a time: 1 MiB in float32, which a core's cache holds.
+BLOCK = 1 << 18
+
+
+def encode_windows(encoder, input_ids, attention_mask, mention_pos):
+    """Token embeddings [W, T, d], and the last layer's attention rows [W, R, heads, T] at
+    mention_pos [W, R] (float32 or float64; in training after attention dropout). attention_mask
+    [W, T] is 1 at the real tokens, which come first."""
+    if not has_plain_attention(encoder.config):
+        window = torch.arange(len(input_ids), device=input_ids.device)[:, None]
+        output = encoder(input_ids, attention_mask, output_attentions=True)
+        rows = output.attentions[-1][window, :, mention_pos]
+        return output.last_hidden_state, at_least_float32(rows)
+    is_bert = hasattr(encoder, "encoder") and hasattr(encoder, "embeddings")
+    run = packed if is_bert and input_ids.device.type == "cpu" else hooked
+    hidden, query, key = run(encoder, input_ids, attention_mask)
+    return hidden, attention_rows(encoder, query, key, attention_mask, mention_pos)
+
+
+def has_plain_attention(config):
+    """True for the encoders of QUERY_KEY, unless made with relative positions."""
+    positions = getattr(config, "position_embedding_type", None)
+    return config.model_type in QUERY_KEY and positions in (None, "absolute")
+
+
+def dropout_name(config):
+    """What the configuration calls the dropout of attention weights: BERT and its kin; others."""
+    bert = "attention_probs_dropout_prob"
+    return bert if hasattr(config, bert) else "attention_dropout"
+
+
+def attention_rows(encoder, query, key, attention_mask, mention_pos):
+    """Attention of the mentions, [W, R, heads, T], from the layer's queries and keys [W, T, d]."""
+    heads, width = encoder.config.num_attention_heads, query.shape[-1]
+    window = torch.arange(len(query), device=query.device)[:, None]
+    query = query[window, mention_pos].unflatten(-1, (heads, -1))  # [W, R, heads, size]
+    key = key.unflatten(-1, (heads, -1))  # [W, T, heads, size]
+    scores = contract("wrhs,wths->wrht", query, key) * (width // heads) ** -0.5
+    scores = at_least_float32(scores).masked_fill(attention_mask[:, None, None] == 0, -torch.inf)
+    rate = getattr(encoder.config, dropout_name(encoder.config))
+    return F.dropout(scores.softmax(-1), rate, encoder.training)
+
+
+def hooked(encoder, input_ids, attention_mask):
+    """transformers' forward: hidden states, last queries and keys, [W, T, d] each."""
+    seen = {}
+    names = QUERY_KEY[encoder.config.model_type]
+    hooks = [
+        _last_module(encoder, name).register_forward_hook(
+            lambda *call, name=name: seen.update({name: call[-1]})
+        )
+        for name in names
+    ]
+    try:
+        hidden = encoder(input_ids, attention_mask).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return hidden, *(seen[name] for name in names)
+
+
+def _last_module(encoder, name):
+    return [m for path, m in encoder.named_modules() if path.rsplit(".", 1)[-1] == name][-1]
+
+
+def packed(encoder, input_ids, attention_mask):
+    """BERT's layers over the real tokens [N, d] alone: what `hooked` returns, zero at padding."""
+    config, training = encoder.config, encoder.training
+    place = attention_mask.flatten().nonzero()[:, 0]
+    lengths = attention_mask.sum(1).tolist()
+    x = encoder.embeddings(input_ids=input_ids)
+    if hasattr(encoder, "embeddings_project"):  # ELECTRA's, narrower than its layers
+        x = encoder.embeddings_project(x)
+    x = x.flatten(0, 1).index_select(0, place)
+    on_weights = config.attention_probs_dropout_prob if training else 0.0
+    on_hidden = config.hidden_dropout_prob if training else 0.0
+    for layer in encoder.encoder.layer:
+        projections = (getattr(layer.attention.self, name) for name in ("query", "key", "value"))
+        query, key, value = (linear(x) for linear in projections)
+        context = attend(query, key, value, lengths, config.num_attention_heads, on_weights)
+        x = _add_norm(layer.attention.output, context, x, on_hidden)
+        x = _add_norm(layer.output, layer.intermediate(x), x, on_hidden)
+
+    def unpack(values):
+        empty = values.new_zeros(input_ids.numel(), values.shape[1])
+        return empty.index_copy(0, place, values).unflatten(0, input_ids.shape)
+
+    return unpack(x), unpack(query), unpack(key)
+
+
+def _add_norm(block, x, residual, rate):
+    return block.LayerNorm(dropout(block.dense(x), rate) + residual)
+
+
+def attend(query, key, value, lengths, heads, rate):
+    """softmax(Q K^T / sqrt(size)) V of every head and window, with dropout of the weights at this
+    rate: [N, d] three times -> [N, d]; lengths: the windows' tokens, which sum to N."""
+    if rate > 0:
+        return Attention.apply(query, key, value, lengths, heads, rate, _seed())
+    parts = (
+        x.unflatten(1, (heads, -1)).transpose(0, 1).split(lengths, 1) for x in (query, key, value)
+    )
+    outputs = [
+        F.scaled_dot_product_attention(*(x[None] for x in window))[0]
+        for window in zip(*parts, strict=True)
+    ]
+    return torch.cat(outputs, 1).transpose(0, 1).flatten(1)
+
+
+class Attention(torch.autograd.Function):
+    """Attention with dropout, which torch has fused for GPUs only: of a window, as many heads at a
+    time as the cache holds. Weights and dropout are made anew in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, lengths, heads, rate, seed):
+        ctx.save_for_backward(query, key, value)
+        ctx.settings = lengths, heads, rate, seed
+        output = torch.empty_like(query)
+        random = np.random.SFC64(seed)
+        parts = _blocks((query, key, value, output), lengths, heads)
+        for q, k, v, out in parts:
+            weights = _softmax(q, k)
+            weights *= keep(weights, rate, random)
+            torch.bmm(weights, v, out=out)
+        return output.mul_(1 / (1 - rate))
+
+    @staticmethod
+    def backward(ctx, grad):
+        lengths, heads, rate, seed = ctx.settings
+        inputs = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in inputs]
+        grad = grad / (1 - rate)
+        random = np.random.SFC64(seed)
+        for q, k, v, g, dq, dk, dv in _blocks((*inputs, grad, *grads), lengths, heads):
+            weights = _softmax(q, k)
+            mask = keep(weights, rate, random)
+            grad_weights = torch.bmm(g, v.transpose(1, 2)).mul_(mask)
+            torch.bmm(mask.mul_(weights).transpose(1, 2), g, out=dv)
+            scale = q.shape[2] ** -0.5
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            torch.bmm(grad_scores.mul_(scale), k, out=dq)
+            torch.bmm(grad_scores.transpose(1, 2), q, out=dk)
+        return *grads, None, None, None, None
+
+
+def _blocks(tensors, lengths, heads):
+    """Views [heads of the block, tokens of a window, size] of tensors [N, d], block after block."""
+    for window in zip(
+        *(x.unflatten(1, (heads, -1)).transpose(0, 1).split(lengths, 1) for x in tensors),
+        strict=True,
+    ):
+        step = max(1, BLOCK // window[0].shape[1] ** 2)
+        yield from zip(*(x.split(step) for x in window), strict=True)
+
+
+def _softmax(query, key):
+    scores = torch.bmm(query, key.transpose(1, 2)).mul_(query.shape[2] ** -0.5)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def dropout(x, rate):
+    """F.dropout of a training step, with cheap random numbers and nothing stored."""
+    return Dropout.apply(x, rate, _seed()) if rate > 0 else x
+
+
+class Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, rate, seed):
+        ctx.settings = rate, seed
+        return keep(x, rate, np.random.SFC64(seed)).mul_(x).mul_(1 / (1 - rate))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Dropout.forward(ctx, grad, *ctx.settings), None, None
+
+
+def keep(like, rate, random):
+    """1 with probability 1 - rate (to 16 bits), else 0: a tensor like `like`."""
+    bits = random.random_raw(-(-like.numel() // 4)).view(np.int16)
+    bits = torch.from_numpy(bits)[: like.numel()].view(like.shape)
+    return torch.ge(bits, round(rate * 2**16) - 2**15, out=torch.empty_like(like))
+
+
+def _seed():
+    return int(torch.randint(2**62, ()))
+
+
+def at_least_float32(tensor):
+    """float64 stays, anything smaller becomes float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

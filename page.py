@@ -1,0 +1,95 @@
+"""Documents and their relations as one self-contained page, for looking at them in a browser.
+
+page.html beside this file is the page without its data. All text reaches the browser as data and is
+shown as text: no title, name or word can become markup. The page loads nothing and works offline.
+"""
+
+import json
+from pathlib import Path
+
+from prepro import write_atomically
+
+TEMPLATE = Path(__file__).with_name("page.html")
+LIMIT = 50  # documents of a page, so that a browser stays quick; of further ones it says how many
+
+# How words in DocRED format, which lost their blanks, are set.
+NO_BLANK_BEFORE = frozenset(", . ; : ! ? ) ] } % … ’ ' 's ’s n't".split())
+NO_BLANK_AFTER = frozenset("( [ { $ £ €".split())
+
+
+def write_page(path, shown, total):
+    """shown: at most LIMIT pairs (document, record) of `RelationExtractor.stream`; total: how many
+    documents there were. Raises InputError if the file cannot be written."""
+    data = {"total": total, "documents": [_document(*pair) for pair in shown]}
+    # "<" could end the element that the data lies in, half a character has no place in a file
+    text = json.dumps(data).replace("<", "\\u003c")
+    html = TEMPLATE.read_text(encoding="utf-8").replace("PAGE_DATA", text, 1)
+    write_atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+
+
+def _document(document, record):
+    facts = [_fact(x, _status(x)) for x in record["relations"] + record.get("missed", [])]
+    return {
+        "title": document["title"],
+        "labelled": "labels" in document,
+        "entities": [
+            {"name": mentions[0]["name"], "type": str(mentions[0].get("type", ""))}
+            for mentions in document["vertexSet"]
+        ],
+        "sentences": [_runs(document, i) for i in range(len(document["sents"]))],
+        "facts": sorted(facts, key=lambda fact: -fact["score"]),
+    }
+
+
+def _status(relation):
+    if "pattern" in relation:  # of the pair; what is not FN has other relations predicted
+        pattern = relation["pattern"]
+        return pattern if pattern.startswith("FN") else "missed"
+    return {True: "correct", False: "wrong", None: "found"}[relation.get("correct")]
+
+
+def _fact(relation, status):
+    return {
+        "head": relation["head"]["entity"],
+        "tail": relation["tail"]["entity"],
+        "property": relation["relation"],
+        "name": relation["name"],
+        "score": relation["score"],
+        "status": status,
+        "sentences": [[x["sentence"], x["weight"]] for x in relation["sentences"]],
+    }
+
+
+def _runs(document, number):
+    """A sentence as [text, entities] in turn, the entities of the mentions that cover the text, the
+    shortest mention's first."""
+    words = document["sents"][number]
+    covering = [[] for _ in words]  # per word (length of the mention, entity, place of the mention)
+    for e, mentions in enumerate(document["vertexSet"]):
+        for k, mention in enumerate(mentions):
+            if mention["sent_id"] == number:
+                start, end = mention["pos"]
+                for members in covering[start:end]:
+                    members.append((end - start, e, k))
+    pieces = []
+    for j, word in enumerate(words):
+        if j:
+            both = [x for x in covering[j - 1] if x in covering[j]]
+            pieces.append((_gap(document, number, j), both))
+        pieces.append((word, covering[j]))
+    runs = []
+    for text, members in pieces:
+        if runs and runs[-1][1] == members:
+            runs[-1][0] += text
+        elif text:
+            runs.append([text, members])
+    return [[text, list(dict.fromkeys(e for _, e, _ in sorted(m)))] for text, m in runs]
+
+
+def _gap(document, number, j):
+    """What stands between word j and the word before."""
+    if "offsets" in document:
+        words = document["offsets"][number]
+        return document["text"][words[j - 1][1] : words[j][0]]
+    before, word = document["sents"][number][j - 1 : j + 1]
+    return "" if word in NO_BLANK_BEFORE or before in NO_BLANK_AFTER else " "

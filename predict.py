@@ -1,0 +1,348 @@
+"""Relations in new documents: a run folder, or a model of the hub, and documents without labels.
+
+    python predict.py --model runs/demo --input documents.json --output relations.json
+    python predict.py --model runs/demo --input documents.json --html page.html
+
+    from predict import RelationExtractor
+    extractor = RelationExtractor.from_pretrained("runs/demo")
+    extractor({"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3}], ...]})
+
+documents.py says what is read. The whole input is checked before a model is loaded; documents are
+then read, predicted and written a window at a time, so that memory does not grow with the input.
+Titles need not be unique, for there is one record for each document, in the order of the input. In
+the official format, which tells documents apart by title alone, two with one title are refused.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+import page
+from checkpoint import transformer_type, window_size
+from documents import new_documents, open_input, read_new_documents, sentence_text
+from evaluation import PATTERNS, prediction_patterns
+from hub import fetch, load_shared, rel2id_of
+from losses import decode, threshold_of
+from model import pair_attention
+from options import pick_device
+from prepro import (
+    META_DIR,
+    InputError,
+    OneLineParser,
+    docred_features,
+    read_json,
+    relation_ids,
+    run_main,
+    write_atomically,
+)
+from utils import autocast, collate, special_tokens, to_device
+
+WINDOW = 16  # batches; so many documents are in memory at once, and sorted by length
+LARGEST = 2**27  # tokens x entities^2 of a batch (4 bytes each); beyond, it holds fewer documents
+SHOWN_SENTENCES = 3
+MENTION_FIELDS = "name", "type", "sent_id", "pos", "start", "end"
+
+
+class RelationExtractor:
+    """Documents -> relations, with a model and what goes with it (see hub.py).
+
+    device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
+    documents are cut there, None: what the model was trained with. Raises InputError.
+    """
+
+    def __init__(self, model, device="auto", precision="auto", batch_size=8, max_seq_length=None):
+        run, config = model.run or {}, model.model.config
+        if model.tokenizer is None:
+            raise InputError("the model has no tokenizer")
+        if "loss_type" not in run:
+            raise InputError("the model does not say what loss it was trained with: run.loss_type")
+        self.rel2id = model.rel2id or relation_ids()
+        if len(self.rel2id) != model.sizes["num_class"]:
+            raise InputError(
+                f"rel2id.json has {len(self.rel2id)} classes, the model {model.sizes['num_class']}"
+            )
+        self.device, precision = pick_device(device, precision)
+        self.model = model.to(self.device).eval()
+        self.tokenizer = model.tokenizer
+        self.loss_type, self.num_labels = run["loss_type"], run.get("num_labels", 4)
+        self.max_seq_length = max_seq_length or run.get("max_seq_length", 1024)
+        self.batch_size = batch_size
+        self.property_of = {number: name for name, number in self.rel2id.items()}
+        self.names = read_json(META_DIR / "rel_info.json")
+        self.autocast = autocast(self.device, precision)
+        tokens = special_tokens(self.tokenizer, transformer_type(config))
+        self.collate = partial(
+            collate,
+            tokens=(*tokens, self.tokenizer.pad_token_id),
+            num_class=len(self.rel2id),
+            size=window_size(config),
+        )
+        self.num_cut = 0  # documents that were longer than max_seq_length, so far
+
+    @classmethod
+    def from_pretrained(cls, name, **options):
+        """name: a run folder or a model of the hub; options: as of the class."""
+        return cls(load_shared(fetch(name)), **options)
+
+    def __call__(self, documents):
+        """The record of one document, or the records of a list of documents:
+
+        title      str
+        relations  a list, by head, tail and class:
+            head, tail  {entity: its place, name: of its first mention, mentions: name, type,
+                        sent_id and pos of each; of a text's also start and end}
+            relation    property, e.g. "P17"
+            name        of the property
+            score       how far its logit lies above the threshold
+            sentences   the (at most three) that the pair attends to most: {sentence: its place,
+                        weight: share of the pair's attention, text}. The rest of the attention
+                        lies on other sentences and on the special tokens.
+
+        and of a document with labels also
+
+            correct     of each relation: whether it is one of them
+        missed     the labels that were not found, as relations, and of each
+            pattern     the pair's, of evaluation.PATTERNS: FN_CRK, FN_IRK, or else some other
+                        relation was predicted
+
+        Raises InputError at the first fault of a document, before any is predicted.
+        """
+        one = isinstance(documents, dict)
+        documents = list(new_documents([documents] if one else documents, self.rel2id))
+        records = [record for _, record in self.stream(documents)]
+        return records[0] if one else records
+
+    def stream(self, documents):
+        """(document, record) for each of any number of validated documents in DocRED format, in
+        their order; batches are made of documents of like length within a window."""
+        documents = iter(documents)
+        while window := list(islice(documents, WINDOW * self.batch_size)):
+            yield from zip(window, self._predict(window), strict=True)
+
+    def _predict(self, documents):
+        features = docred_features(
+            documents, self.tokenizer, self.max_seq_length, self.rel2id, progress=False
+        )
+        largest = max(max(feature["input_ids"]) for feature in features)
+        if largest >= (vocabulary := self.model.model.config.vocab_size):
+            raise InputError(f"tokenizer: id {largest} is none of the encoder's {vocabulary}")
+        self.num_cut += sum(f["sentence_bounds"][-1] > self.max_seq_length - 2 for f in features)
+        records = [None] * len(documents)
+        for chosen in batches(features, self.batch_size):
+            parts = self._predict_batch(*([x[i] for i in chosen] for x in (documents, features)))
+            for i, record in zip(chosen, parts, strict=True):
+                records[i] = record
+        return records
+
+    @torch.no_grad()
+    def _predict_batch(self, documents, features):
+        batch = to_device(self.collate(features), self.device)
+        labels, pairs = batch.pop("labels"), batch["pairs"]
+        with self.autocast():
+            logits, attention = self.model(**batch, with_attention=True)
+        predicted = decode(logits, self.loss_type, self.num_labels) > 0
+        threshold = threshold_of(logits, self.loss_type)
+        facts = (predicted | labels)[:, 1:].nonzero()  # [K, 2]: pair, class - 1
+        weights = pair_attention(attention, pairs[facts[:, 0]])  # [K, L]
+
+        scores = (logits - threshold).cpu().numpy()
+        labels, pairs, predicted = (x.cpu().numpy() for x in (labels, pairs, predicted))
+        patterns = prediction_patterns(scores, labels, 0)
+        records = [_empty_record(document) for document in documents]
+        for (row, number), weight in zip(facts.tolist(), weights.cpu().numpy(), strict=True):
+            number += 1
+            name = self.property_of[number]
+            doc, head, tail = pairs[row].tolist()
+            document = documents[doc]
+            relation = {
+                "head": _entity(document, head),
+                "tail": _entity(document, tail),
+                "relation": name,
+                "name": self.names.get(name, name),
+                "score": round(float(scores[row, number]), 4),
+                "sentences": _attended_sentences(document, features[doc], weight),
+            }
+            if not predicted[row, number]:
+                relation["pattern"] = PATTERNS[patterns[row]]
+                records[doc]["missed"].append(relation)
+                continue
+            if "labels" in document:
+                relation["correct"] = bool(labels[row, number])
+            records[doc]["relations"].append(relation)
+        return records
+
+
+def batches(features, batch_size):
+    """Lists of places in `features`, the longest documents first: batch_size of them, fewer of
+    documents with so many entities that their pairs would fill the memory."""
+    lengths = [len(feature["input_ids"]) for feature in features]
+    chosen, most = [], 0
+    for i in sorted(range(len(features)), key=lambda i: -lengths[i]):
+        num_entities = len(features[i]["entity_pos"])
+        most = max(most, num_entities)
+        size = (len(chosen) + 1) * lengths[(chosen or [i])[0]] * most**2
+        if chosen and (len(chosen) == batch_size or size > LARGEST):
+            yield chosen
+            chosen, most = [], num_entities
+        chosen.append(i)
+    if chosen:
+        yield chosen
+
+
+def _empty_record(document):
+    record = {"title": document["title"], "relations": []}
+    return record | {"missed": []} if "labels" in document else record
+
+
+def _entity(document, place):
+    mentions = document["vertexSet"][place]
+    mentions = [{name: x[name] for name in MENTION_FIELDS if name in x} for x in mentions]
+    return {"entity": place, "name": mentions[0]["name"], "mentions": mentions}
+
+
+def _attended_sentences(document, feature, weight):
+    """The sentences of most weight [L], a pair's attention to every token; [CLS] comes first."""
+    bounds = np.minimum(np.array(feature["sentence_bounds"]) + 1, len(feature["input_ids"]) - 1)
+    totals = np.concatenate([[0], np.cumsum(weight, dtype=np.float64)])[bounds]
+    shares = np.round(np.diff(totals), 4)
+    order = np.argsort(-shares, kind="stable")[:SHOWN_SENTENCES].tolist()
+    return [
+        {"sentence": i, "weight": float(shares[i]), "text": sentence_text(document, i)}
+        for i in order
+        if shares[i] > 0
+    ]
+
+
+def official_triples(records):
+    """Records -> predictions in the official submission format."""
+    for record in records:
+        for x in record["relations"]:
+            yield {
+                "title": record["title"],
+                "h_idx": x["head"]["entity"],
+                "t_idx": x["tail"]["entity"],
+                "r": x["relation"],
+            }
+
+
+def write_list(items, file):
+    """Writes a JSON list, an item a line, as the items come."""
+    file.write("[")
+    for i, item in enumerate(items):
+        file.write(("," if i else "") + "\n" + json.dumps(item, ensure_ascii=False))
+    file.write("\n]\n")
+    file.flush()
+
+
+# Half a character, which JSON can hold in a field that nobody checks, stays the escape that it was.
+ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
+
+
+def write_output(items, path):
+    """write_list to a file, which is moved into place at the end, or to standard output, "-"."""
+    if path != "-":
+
+        def write(temporary):
+            with open(temporary, "w", **ENCODING) as file:
+                write_list(items, file)
+
+        return write_atomically(path, write)
+    sys.stdout.reconfigure(**ENCODING)
+    try:
+        write_list(items, sys.stdout)
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def parse_args(argv=None):
+    parser = OneLineParser(description="Relations in new documents.")
+    add = parser.add_argument
+    add("--model", required=True, help="run folder, or name on the hub")
+    add("--input", required=True, help="documents, see documents.py; -: standard input")
+    add("--output", help="file; default: standard output, -, or none with --html")
+    add("--format", default="relations", choices=["relations", "official"], help="of --output")
+    add("--html", help=f"write the first {page.LIMIT} documents as a page to this file")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"])
+    add("--batch_size", type=int, default=8, help="documents")
+    add("--max_seq_length", type=int, help="tokens; default: as in training")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size: {args.batch_size} is less than 1")
+    if args.max_seq_length is not None and args.max_seq_length < 3:  # [CLS], a word, [SEP]
+        raise InputError(f"--max_seq_length: {args.max_seq_length} is less than 3")
+    if args.output is None and not args.html:
+        args.output = "-"
+    if args.output not in (None, "-"):
+        check_writable("--output", Path(args.output))
+    if args.html:
+        check_writable("--html", Path(args.html))
+    pick_device(args.device, args.precision)
+    return args
+
+
+def check_writable(flag, path):
+    """Raises InputError now for what would fail when the work is done."""
+    if path.is_dir():
+        raise InputError(f"{flag} {path}: is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"{flag} {path}: no such folder as {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{flag} {path}: {path.parent} is not writable")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder = fetch(args.model)
+    file = open_input(args.input)
+    name = "standard input" if args.input == "-" else args.input
+    alone = args.format == "official" and args.output is not None
+    documents = partial(read_new_documents, file, name, rel2id_of(folder), unique_titles=alone)
+    total = sum(1 for _ in documents())  # whatever is wrong is said now
+    options = args.device, args.precision, args.batch_size, args.max_seq_length
+    extractor = RelationExtractor(load_shared(folder), *options)
+
+    expected = total if args.output else min(total, page.LIMIT)
+    started, num_relations, shown = time.perf_counter(), 0, []
+
+    def records():
+        nonlocal num_relations
+        stream = extractor.stream(islice(documents(), expected))
+        for document, record in tqdm(stream, "predict", expected, unit="doc", disable=None):
+            num_relations += len(record["relations"])
+            if args.html and len(shown) < page.LIMIT:
+                shown.append((document, record))
+            yield record
+
+    if args.output:
+        is_official = args.format == "official"
+        write_output(official_triples(records()) if is_official else records(), args.output)
+    else:
+        deque(records(), maxlen=0)
+    if args.html:
+        page.write_page(args.html, shown, total)
+    seconds = time.perf_counter() - started
+    report = f"documents: {expected}, relations: {num_relations}, seconds: {seconds:.0f}"
+    if args.html and total > page.LIMIT:
+        report += f"; the page shows the first {page.LIMIT} of {total} documents"
+    if extractor.num_cut:
+        longest = extractor.max_seq_length
+        report += f"; {extractor.num_cut} were cut at {longest} tokens (--max_seq_length)"
+    print(report, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_main(main)

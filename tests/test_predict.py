@@ -1,0 +1,897 @@
+"""Relations in new documents: every way in gives the same; reading lazily; everything bad."""
+
+import copy
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tracemalloc
+from itertools import count, islice
+from pathlib import Path
+
+import huggingface_hub.hub_mixin
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, eager_copy, make_document, read, shared, small_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import PreTrainedTokenizerFast
+
+import documents as reading
+import hub
+import page
+import predict
+from checkpoint import load_tokenizer, save_config, save_weights
+from documents import as_docred, new_documents, read_new_documents
+from evaluation import evaluate, prediction_patterns, read_predictions
+from losses import decode
+from model import ATLOP, BACKBONES, DocREModel, localized_contexts, pair_attention
+from model import unordered_pair as place_of
+from predict import RelationExtractor, batches
+from prepro import InputError, docred_features, read_documents, relation_ids, run_main, write_json
+from utils import collate
+
+REL2ID = relation_ids()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A WordPiece tokenizer that can spell any word in ASCII."""
+    characters = [chr(i) for i in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{x}" for x in characters)]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    pieces = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.pre_tokenizer = BertPreTokenizer()
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+    specials = {f"{name}_token": token for name, token in names.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, **specials)
+
+
+def runnable(model, tokenizer, loss_type="ATL"):
+    model.run = {"loss_type": loss_type, "num_labels": 4, "max_seq_length": 1024}
+    model.rel2id, model.tokenizer = REL2ID, tokenizer
+    return model
+
+
+@pytest.fixture(scope="session")
+def folder(tokenizer, tmp_path_factory):
+    """A run folder, as train.py writes it."""
+    path = tmp_path_factory.mktemp("run")
+    model = runnable(small_model(), tokenizer)
+    save_config(model, path, run=model.run)
+    save_weights(model, path)
+    write_json(path / "rel2id.json", REL2ID)
+    tokenizer.save_pretrained(path / "tokenizer")
+    return path
+
+
+@pytest.fixture(scope="session")
+def extractor(folder):
+    return RelationExtractor.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    """Documents of several lengths, without labels; with one entity, with none, without text."""
+    rng = random.Random(0)
+    sizes = [(4, 3), (6, 9), (1, 2), (0, 2), (3, 1), (5, 30), (2, 4), (4, 6)]
+    documents = [make_document(rng, *x, title=f"Doc {i}") for i, x in enumerate(sizes)]
+    for document in documents:
+        del document["labels"]
+    return [*documents, {"title": "nothing", "sents": [], "vertexSet": []}]
+
+
+@pytest.fixture(scope="session")
+def expected(extractor, corpus):
+    records = extractor(corpus)
+    assert sum(len(record["relations"]) for record in records) > 100
+    return records
+
+
+def assert_same(records, expected):
+    """Equal but for rounding: matrix products of another batch add up in another order."""
+    assert len(records) == len(expected)
+    for record, other in zip(records, expected, strict=True):
+        assert record.keys() == other.keys() and record["title"] == other["title"]
+        assert len(record["relations"]) == len(other["relations"])
+        for x, y in zip(record["relations"], other["relations"], strict=True):
+            weak = ("score", "sentences")
+            assert {k: v for k, v in x.items() if k not in weak} == {
+                k: v for k, v in y.items() if k not in weak
+            }
+            assert x["score"] == pytest.approx(y["score"], abs=2e-3)
+            weights = ({s["sentence"]: s["weight"] for s in z["sentences"]} for z in (x, y))
+            assert next(weights) == pytest.approx(next(weights), abs=2e-3)
+
+
+def command(folder, *more):
+    return ["--model", str(folder), "--device", "cpu", *map(str, more)]
+
+
+def run(folder, source, target, *more):
+    predict.main(command(folder, "--input", source, "--output", target, *more))
+    return read(target)
+
+
+# --- one document, one result -----------------------------------------------------------------
+
+
+def test_relations_are_the_models(extractor, corpus, expected):
+    """Against the model's logits, document by document, and the rule of decoding in loops."""
+    for document, record in zip(corpus, expected, strict=True):
+        (feature,) = docred_features([document], extractor.tokenizer)
+        batch = extractor.collate([feature])
+        del batch["labels"]
+        with torch.no_grad():
+            logits = extractor.model(**batch)
+        found = {}
+        for (_, head, tail), row in zip(batch["pairs"].tolist(), logits.tolist(), strict=True):
+            highest = sorted(range(97), key=lambda c: -row[c])[:4]
+            for c in highest:
+                if row[c] > row[0]:
+                    found[head, tail, c] = row[c] - row[0]
+        scores = {
+            (x["head"]["entity"], x["tail"]["entity"], REL2ID[x["relation"]]): x["score"]
+            for x in record["relations"]
+        }
+        assert scores == pytest.approx(found, abs=2e-3)
+        names = [mentions[0]["name"] for mentions in document["vertexSet"]]
+        for x in record["relations"]:
+            assert x["head"]["name"] == names[x["head"]["entity"]]
+            assert x["tail"]["mentions"] == document["vertexSet"][x["tail"]["entity"]]
+            assert x["name"] == read(ROOT / "meta/rel_info.json")[x["relation"]]
+
+
+def test_alone_in_a_batch_and_in_a_list(extractor, corpus, expected, folder):
+    assert_same([extractor(document) for document in corpus], expected)
+    assert_same(extractor(corpus[::-1])[::-1], expected)
+    other = RelationExtractor.from_pretrained(str(folder), device="cpu", batch_size=3)
+    assert_same(other(corpus), expected)
+    assert extractor([]) == []
+
+
+FORMS = {
+    "list": json.dumps,
+    "pretty list": lambda documents: json.dumps(documents, indent=4),
+    "lines": lambda documents: "\n".join(map(json.dumps, documents)),
+    "lines with breaks": lambda documents: "\r\n\n".join(map(json.dumps, documents)) + "\n",
+    "pretty objects": lambda documents: "\n".join(json.dumps(x, indent=1) for x in documents),
+    "byte order mark": lambda documents: "\ufeff" + json.dumps(documents),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_from_a_file(folder, corpus, expected, tmp_path, form):
+    (tmp_path / "in.json").write_text(FORMS[form](corpus), encoding="utf-8")
+    assert_same(run(folder, tmp_path / "in.json", tmp_path / "out.json"), expected)
+
+
+def test_one_object_in_a_file(folder, corpus, expected, tmp_path):
+    (tmp_path / "in.json").write_text(json.dumps(corpus[1], indent=2))
+    assert_same(run(folder, tmp_path / "in.json", tmp_path / "out.json"), expected[1:2])
+
+
+def test_from_standard_input_to_standard_output(folder, corpus, expected):
+    """Through pipes, which can be read only once."""
+    script = [sys.executable, str(ROOT / "predict.py")]
+    arguments = command(folder, "--input", "-", "--output", "-")
+    text = json.dumps(corpus)
+    result = subprocess.run([*script, *arguments], input=text, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert_same(json.loads(result.stdout), expected)
+    num_relations = sum(len(record["relations"]) for record in expected)
+    assert result.stderr.startswith(f"documents: {len(corpus)}, relations: {num_relations}, ")
+
+
+def test_reader_of_standard_output_may_stop_reading(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as end:
+            predict.write_output([{"title": "x" * 100_000}], "-")
+    assert end.value.code == 1
+
+
+def test_official_format_is_accepted_by_the_scorer(folder, extractor, tmp_path):
+    rng = random.Random(1)
+    truth = [make_document(rng, title=f"Doc {i}") for i in range(3)]
+    for document, record in zip(truth, extractor(truth), strict=True):
+        for x in record["relations"][:5]:  # some that are predicted
+            ends = {"h": x["head"]["entity"], "t": x["tail"]["entity"]}
+            document["labels"].append(ends | {"r": x["relation"]})
+    (tmp_path / "in.json").write_text(json.dumps(truth))
+    run(folder, tmp_path / "in.json", tmp_path / "out.json", "--format", "official")
+    records = run(folder, tmp_path / "in.json", tmp_path / "relations.json")
+    submission = read_predictions(tmp_path / "out.json", truth)
+    assert len(submission) == sum(len(record["relations"]) for record in records)
+    correct = sum(x["correct"] for record in records for x in record["relations"])
+    scores = evaluate(submission, truth)
+    assert scores["precision"] == pytest.approx(correct / len(submission)) and correct > 0
+    gold = len({(d["title"], x["h"], x["t"], x["r"]) for d in truth for x in d["labels"]})
+    assert correct + sum(len(record["missed"]) for record in records) == gold
+
+
+@pytest.mark.parametrize("loss_type,lower", [("ATL", 25), ("balance_softmax", 18)])
+def test_missed_relations_and_their_patterns(tokenizer, loss_type, lower):
+    model = runnable(small_model(seed=3), tokenizer, loss_type)
+    with torch.no_grad():  # a high threshold: many pairs have no prediction at all
+        model.bilinear.bias[1:] -= lower
+    extractor = RelationExtractor(model, device="cpu")
+    document = make_document(random.Random(5), 7) | {"labels": []}
+    (feature,) = docred_features([document], tokenizer)
+    batch = extractor.collate([feature])
+    labels = batch.pop("labels").fill_(False)
+    with torch.no_grad():
+        logits = model(**batch)
+    property_of = extractor.property_of
+    row_of = {(h, t): i for i, (_, h, t) in enumerate(batch["pairs"].tolist())}
+    for (h, t), row in row_of.items():  # what ranks first, what ranks last, nothing, in turn
+        ranking = (logits[row, 1:].argsort(descending=True) + 1).tolist()
+        if row % 3 < 2:
+            relation = ranking[-(row % 3)]
+            document["labels"].append({"h": h, "t": t, "r": property_of[relation]})
+            labels[row, relation] = True
+    record = extractor(document)
+    threshold = None if loss_type == "ATL" else 0
+    patterns = prediction_patterns(logits.numpy(), labels.numpy(), threshold)
+    names = ("TP", "TN", "FP", "FN_CRK", "FN_IRK")
+    assert {x["pattern"] for x in record["missed"]} == {"FP", "FN_CRK", "FN_IRK"}
+    for x in record["missed"]:
+        row = row_of[x["head"]["entity"], x["tail"]["entity"]]
+        assert x["pattern"] == names[patterns[row]]
+        assert labels[row, REL2ID[x["relation"]]] and x["score"] <= 0
+    found = {(x["head"]["entity"], x["tail"]["entity"], x["relation"]) for x in record["relations"]}
+    predicted = decode(logits, loss_type)[:, 1:].nonzero().tolist()
+    pairs = {row: pair for pair, row in row_of.items()}
+    assert found == {(*pairs[row], property_of[c + 1]) for row, c in predicted}
+    correct = [x["correct"] for x in record["relations"]]
+    assert sum(correct) + len(record["missed"]) == len(document["labels"]) and sum(correct) > 0
+
+
+def test_real_documents(extractor, tokenizer):
+    """Real documents, some of several windows: the relations are those of `decode`."""
+    documents = read_documents(shared("redocred-mini/test_revised.json"))[:6]
+    records = extractor(documents)
+    features = docred_features(documents, tokenizer)
+    assert max(len(f["input_ids"]) for f in features) > 512
+    for document, feature, record in zip(documents, features, records, strict=True):
+        batch = extractor.collate([feature])
+        del batch["labels"]
+        with torch.no_grad():
+            predicted = decode(extractor.model(**batch))
+        assert len(record["relations"]) == predicted[:, 1:].sum()
+        assert len(record["missed"]) + sum(x["correct"] for x in record["relations"]) == len(
+            {(x["h"], x["t"], x["r"]) for x in document["labels"] if x["h"] != x["t"]}
+        )
+
+
+# --- what a pair attends to -------------------------------------------------------------------
+
+
+def slow_sentence_weights(model, tokenizer, document, head, tail):
+    """The formula of localized context pooling in loops over heads, mentions and tokens."""
+    tokens, owner, places = [tokenizer.cls_token_id], [None], {}
+    marker = tokenizer.convert_tokens_to_ids("*")
+    mentions = [(e, m) for e, entity in enumerate(document["vertexSet"]) for m in entity]
+    for i, sentence in enumerate(document["sents"]):
+        for j, word in enumerate(sentence):
+            starting = [e for e, m in mentions if (m["sent_id"], m["pos"][0]) == (i, j)]
+            for e in starting:
+                places.setdefault(e, []).append(len(tokens))
+            pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
+            ending = any((m["sent_id"], m["pos"][1] - 1) == (i, j) for _, m in mentions)
+            pieces = [marker] * bool(starting) + pieces + [marker] * ending
+            tokens += pieces
+            owner += [i] * len(pieces)
+    ids = torch.tensor([[*tokens, tokenizer.sep_token_id]])
+    with torch.no_grad():
+        output = eager_copy(copy.deepcopy(model.model))(
+            ids, torch.ones_like(ids), output_attentions=True
+        )
+    rows = output.attentions[-1][0].double()
+    by_entity = [rows[:, places[e]].mean(1) for e in (head, tail)]
+    q = (by_entity[0] * by_entity[1]).mean(0)
+    q = q / (q.sum() + 1e-5)
+    totals = [0.0] * len(document["sents"])
+    for weight, sentence in zip(q.tolist(), [*owner, None], strict=True):
+        if sentence is not None:
+            totals[sentence] += weight
+    return totals
+
+
+def test_attended_sentences_against_slow_version(extractor, corpus, expected):
+    checked = 0
+    for document, record in zip(corpus[:2], expected, strict=False):
+        for x in record["relations"][::9]:
+            pair = x["head"]["entity"], x["tail"]["entity"]
+            totals = slow_sentence_weights(extractor.model, extractor.tokenizer, document, *pair)
+            assert [s["weight"] for s in x["sentences"]] == pytest.approx(
+                sorted(totals, reverse=True)[:3], abs=2e-4
+            )
+            for s in x["sentences"]:
+                assert s["weight"] == pytest.approx(totals[s["sentence"]], abs=2e-4)
+                assert s["text"] == " ".join(document["sents"][s["sentence"]])
+            checked += 1
+    assert checked > 5
+
+
+def test_pair_attention_is_the_context_also_over_several_windows(tokenizer):
+    """q H is the context that the model classifies a pair with."""
+    model = small_model(max_position_embeddings=96).double()
+    rng = random.Random(2)
+    documents = [make_document(rng, 6, 12), make_document(rng, 4, 2)]
+    features = docred_features(documents, tokenizer)
+    batch = collate(features, ([2], [3], 0), size=96)
+    assert len(batch["window_doc"]) > 4
+    del batch["labels"]
+    seen = {}
+    model.classify = lambda tokens, entities, attention, *rest: seen.update(
+        tokens=tokens, attention=attention
+    )
+    with torch.no_grad():
+        model(**batch)
+        q = pair_attention(seen["attention"], batch["pairs"])
+        contexts = localized_contexts(seen["tokens"], seen["attention"])
+    doc, place = place_of(batch["pairs"], seen["attention"].shape[1])
+    assert torch.allclose(
+        (q[:, None] @ seen["tokens"][doc])[:, 0], contexts[doc, place], atol=1e-12
+    )
+    total = q.sum(1)  # 0 where no window holds both
+    assert ((total == 0) | (0.9 < total)).all() and (total < 1).all() and (total > 0).any()
+
+
+def test_what_was_cut_off_is_told_and_attended_by_nobody(folder, corpus, tmp_path, capsys):
+    short = RelationExtractor.from_pretrained(folder, device="cpu", max_seq_length=200)
+    record = short(corpus[5])
+    assert short.num_cut == 1 and short(corpus[2]) and short.num_cut == 1
+    (feature,) = docred_features([corpus[5]], short.tokenizer)
+    kept = sum(bound + 1 < 199 for bound in feature["sentence_bounds"])
+    assert 2 < kept < 10
+    used = {s["sentence"] for x in record["relations"] for s in x["sentences"]}
+    assert used and max(used) < kept
+    (tmp_path / "in.json").write_text(json.dumps(corpus))
+    run(folder, tmp_path / "in.json", tmp_path / "out.json", "--max_seq_length", 200)
+    assert "were cut at 200 tokens (--max_seq_length)" in capsys.readouterr().err
+
+
+# --- text with spans --------------------------------------------------------------------------
+
+TEXT = 'Dr. Ada J. Lovelace left Paris. She wrote "Notes." In London-Soho she met Ada\'s heir… Fine'
+
+
+def span(text, part, occurrence=0):
+    start = -1
+    for _ in range(occurrence + 1):
+        start = text.index(part, start + 1)
+    return {"start": start, "end": start + len(part), "type": "X"}
+
+
+def test_words_and_sentences_of_a_text():
+    entities = [[span(TEXT, "Ada J. Lovelace"), span(TEXT, "Ada", 1)], [span(TEXT, "Lond")]]
+    document = as_docred({"text": TEXT, "entities": entities}, 7, REL2ID)
+    assert document["title"] == "document 7"
+    assert [" ".join(sentence) for sentence in document["sents"]] == [
+        "Dr . Ada J . Lovelace left Paris .",
+        'She wrote " Notes . "',
+        "In Lond on - Soho she met Ada ' s heir …",
+        "Fine",
+    ]
+    places = [[(m["name"], m["sent_id"], m["pos"]) for m in e] for e in document["vertexSet"]]
+    assert places == [
+        [("Ada J. Lovelace", 0, [2, 6]), ("Ada", 2, [7, 8])],
+        [("Lond", 2, [1, 2])],
+    ]
+    assert [reading.sentence_text(document, i) for i in range(4)] == [
+        "Dr. Ada J. Lovelace left Paris.",
+        'She wrote "Notes."',
+        "In London-Soho she met Ada's heir…",
+        "Fine",
+    ]
+
+
+@pytest.mark.parametrize("text,sentences", [
+    ("", []),
+    (" \n ", []),
+    ("Who? Me! And 3.5 of it. the rest", ["Who?", "Me!", "And 3.5 of it. the rest"]),
+    ("One\n\nTwo\nlines", ["One", "Two\nlines"]),
+    ("东京。大阪（日本）。", ["东京。", "大阪（日本）。"]),
+    ("He said: “Go.” “Why?” Off.", ["He said: “Go.”", "“Why?”", "Off."]),
+    ("Wait... Now", ["Wait...", "Now"]),
+    ("." * 20_000, ["." * 20_000]),
+])  # fmt: skip
+def test_sentences(text, sentences):
+    document = as_docred({"text": text, "entities": []}, 0, REL2ID)
+    found = [reading.sentence_text(document, i) for i in range(len(document["sents"]))]
+    assert found == sentences
+
+
+def test_no_sentence_ends_inside_a_mention():
+    text = "We saw Who? Me! And You."
+    document = as_docred({"text": text, "entities": [[span(text, "Who? Me!")]]}, 0, REL2ID)
+    assert [len(x) for x in document["sents"]] == [6, 3]
+
+
+SPELLED = ["Ada", "Obama", "was", "in", ",", ".", "é", "e\u0301a", "1962", "(", "東京", "x_y", "😀"]
+
+
+@st.composite
+def spelled_documents(draw):
+    """A document in DocRED format with words of SPELLED, and the same as text with spans."""
+    sents = draw(st.lists(st.lists(st.sampled_from(SPELLED), min_size=1, max_size=6), max_size=5))
+    flat = [word for sentence in sents for word in sentence]
+    text, offsets = draw(st.sampled_from(["", " ", "\n"])), []
+    for word in flat:
+        offsets.append((len(text), len(text) + len(word)))
+        text += word + draw(st.sampled_from([" ", "  ", "\n", "\t", "\n\n", "\u3000"]))
+    places = [(i, j) for i, sentence in enumerate(sents) for j in range(len(sentence))]
+    entities, vertex_set = [], []
+    for _ in range(draw(st.integers(0, 4)) if flat else 0):
+        mentions, spans = [], []
+        for _ in range(draw(st.integers(1, 3))):
+            i, j = draw(st.sampled_from(places))
+            end = draw(st.integers(j + 1, len(sents[i])))
+            first = places.index((i, j))
+            start_char, end_char = offsets[first][0], offsets[first + end - j - 1][1]
+            mentions.append({"name": text[start_char:end_char], "sent_id": i, "pos": [j, end]})
+            spans.append({"start": start_char, "end": end_char})
+        entities.append(spans)
+        vertex_set.append(mentions)
+    docred = {"title": "t", "sents": sents, "vertexSet": vertex_set}
+    return docred, {"title": "t", "text": text, "entities": entities}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(documents=spelled_documents())
+def test_text_with_spans_is_the_same_document(tokenizer, documents):
+    """The same tokens, markers and mentions, whatever the blanks, and so the same logits."""
+    docred, text = documents
+    converted = as_docred(text, 0, REL2ID)
+    one, other = docred_features([as_docred(docred, 0, REL2ID), converted], tokenizer)
+    assert one["input_ids"] == other["input_ids"] and one["entity_pos"] == other["entity_pos"]
+    for mentions, spans in zip(converted["vertexSet"], text["entities"], strict=True):
+        for mention, given_span in zip(mentions, spans, strict=True):
+            assert {k: mention[k] for k in given_span} == given_span
+            words = converted["sents"][mention["sent_id"]][slice(*mention["pos"])]
+            assert "".join(words) == "".join(mention["name"].split())
+
+
+TEXTS = st.text(alphabet=st.sampled_from("ab .!?\n'\"é\u0301。东\u200b-A1"), max_size=40)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=TEXTS, spans=st.lists(st.tuples(st.integers(-2, 45), st.integers(-2, 45)), max_size=5))
+def test_any_span_becomes_its_words_or_is_refused(text, spans):
+    entities = [[{"start": start, "end": end}] for start, end in spans]
+    bad = [not (0 <= a < b <= len(text)) or text[a:b].isspace() for a, b in spans]
+    try:
+        document = as_docred({"text": text, "entities": entities}, 0, REL2ID)
+    except InputError as error:
+        assert any(bad) and f"entities[{bad.index(True)}][0]: " in str(error)
+        return
+    assert not any(bad)
+    assert "".join(w for s in document["sents"] for w in s) == "".join(text.split())
+    assert all(document["sents"])
+    for (mention,), (a, b) in zip(document["vertexSet"], spans, strict=True):
+        words = document["sents"][mention["sent_id"]][slice(*mention["pos"])]
+        assert "".join(words) == "".join(text[a:b].split())
+
+
+def test_text_gives_the_relations_of_the_same_document(extractor, corpus):
+    for document in corpus:
+        text, entities = "", [[] for _ in document["vertexSet"]]
+        starts = {}
+        for i, sentence in enumerate(document["sents"]):
+            for j, word in enumerate(sentence):
+                starts[i, j] = len(text), len(text) + len(word)
+                text += word + " "
+        for spans, mentions in zip(entities, document["vertexSet"], strict=True):
+            for m in mentions:
+                start, end = (
+                    starts[m["sent_id"], m["pos"][0]],
+                    starts[m["sent_id"], m["pos"][1] - 1],
+                )
+                spans.append({"start": start[0], "end": end[1]})
+        record = extractor({"title": "a text", "text": text, "entities": entities})
+        relations = [
+            [(x["head"]["entity"], x["tail"]["entity"], x["relation"]) for x in y["relations"]]
+            for y in (record, extractor(document))
+        ]
+        assert relations[0] == relations[1]
+        for x in record["relations"]:
+            for m in x["head"]["mentions"]:
+                assert text[m["start"] : m["end"]] == m["name"]
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def text_with(**mention):
+    return {"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3} | mention]]}
+
+
+BAD_DOCUMENTS = {
+    "past the end": (text_with(end=23), "entities[0][0]: start 0, end 23 is no span of a text"),
+    "negative": (text_with(start=-1), "entities[0][0]: start -1, end 3 is no span of a text of 22"),
+    "empty": (text_with(end=0), "entities[0][0]: start 0, end 0 is no span"),
+    "backwards": (text_with(start=5), "entities[0][0]: start 5, end 3 is no span"),
+    "blank": (text_with(start=3, end=4), "entities[0][0]: start 3, end 4 holds only white space"),
+    "no end": (
+        {"text": "Ada", "entities": [[{"start": 0}]]},
+        "entities[0][0].end: missing",
+    ),
+    "float": (text_with(start=0.0), "entities[0][0].start: expected int, found float"),
+    "bool": (text_with(start=True), "entities[0][0].start: expected int, found bool"),
+    "type": (text_with(type=3), "entities[0][0].type: expected str, found int"),
+    "no mention": ({"text": "a", "entities": [[]]}, "entities[0]: expected a non-empty list"),
+    "flat": ({"text": "a", "entities": [{"start": 0}]}, "entities[0]: expected a non-empty list"),
+    "mention": ({"text": "a", "entities": [[[0, 1]]]}, "entities[0][0]: expected an object"),
+    "no entities": ({"text": "a"}, "entities: missing"),
+    "text": ({"text": None, "entities": []}, "text: expected str, found NoneType"),
+    "title": ({"text": "", "entities": [], "title": 1}, "title: expected str, found int"),
+    "label": (
+        text_with() | {"labels": [{"h": 0, "t": 1, "r": "P17"}]},
+        "labels[0].t: 1 is not one of 1 entities",
+    ),
+    "surrogate": ({"text": "\ud800", "entities": []}, "text: holds half a character"),
+    "word": (
+        {"title": "x", "sents": [["\udc00"]], "vertexSet": []},
+        "sents[0]: holds half a character",
+    ),
+    "neither": ({"title": "x"}, "neither sents and vertexSet (DocRED format) nor text"),
+    "no title": ({"sents": [], "vertexSet": []}, "title: missing"),
+    "bad title": ({"title": "\ud800", "sents": []}, "title: holds half a character"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
+def test_bad_document_is_refused_with_one_line(extractor, tmp_path, name):
+    document, message = BAD_DOCUMENTS[name]
+    given_title = document.get("title")
+    named = f" {json.dumps(given_title)}" if isinstance(given_title, str) else ""
+    with pytest.raises(InputError) as error:
+        extractor([text_with(), document])
+    assert str(error.value).startswith(f"document 1{named}: {message}")
+    path = tmp_path / "in.json"
+    path.write_text("\n".join(map(json.dumps, [text_with(), document])))
+    with open(path, "rb") as file, pytest.raises(InputError) as error:
+        list(read_new_documents(file, path, REL2ID))
+    assert str(error.value).startswith(f"{path}: document 1{named}: {message}")
+    assert "\n" not in str(error.value)
+
+
+GOOD = json.dumps(text_with())
+BAD_FILES = {
+    "": "the file is empty",
+    " \n": "the file is empty",
+    "[]": "the list of documents is empty",
+    "7": "document 0: expected an object, found '7'",
+    "null": "document 0: expected an object, found 'n'",
+    f"[{GOOD}, [1]]": "document 1: expected an object, found '['",
+    f"[{GOOD}\n{GOOD}]": "document 1: not valid JSON: line 2: expected a comma",
+    f"[{GOOD}": "document 1: not valid JSON: line 1: the list does not end",
+    f"[{GOOD},": "document 1: expected an object, found ''",
+    f"[{GOOD}] x": "document 1: not valid JSON: line 1: text after the end of the list",
+    f"{GOOD}\n{GOOD[:-3]}": "document 1: not valid JSON: line 2: ",
+    f"{GOOD}\n\n{{'a'": "document 1: not valid JSON: line 3: Expecting property name",
+    '{"a": ' + "[" * 100_000: "document 0: not valid JSON: line 1: nested too deeply",
+    '{"a": ' + "1" * 5000 + "}": "document 0: not valid JSON: line 1: Exceeds the limit",
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES, ids=lambda text: repr(text[:12] + text[-12:]))
+def test_bad_file_is_refused_with_one_line(text):
+    with pytest.raises(InputError) as error:
+        list(read_new_documents(io.BytesIO(text.encode()), "in.json", REL2ID))
+    assert str(error.value).startswith(f"in.json: {BAD_FILES[text]}")
+    assert "\n" not in str(error.value)
+
+
+def test_not_utf_8_is_refused():
+    with pytest.raises(InputError, match="in.json: cannot be read: .*utf-8"):
+        list(read_new_documents(io.BytesIO('{"a": "é"}'.encode("latin-1")), "in.json", REL2ID))
+
+
+def test_every_chunk_size_and_every_cut(monkeypatch):
+    """A document may be broken off anywhere: there is more to come, or the file is at fault."""
+    values = [{"a": ['é"\\😀', -1.5e-7, True, None, {}], "b" * i: []} for i in range(4)]
+    forms = [form(values) for form in FORMS.values()] + [json.dumps(values, ensure_ascii=False)]
+    for size in (1, 2, 3, 7, 64, 10_000):
+        monkeypatch.setattr(reading, "CHUNK", size)
+        for form in forms:
+            read = io.StringIO(form.removeprefix("\ufeff")).read
+            assert list(reading._json_values(read)) == values
+    pretty = forms[1]
+    for length in range(len(pretty.rstrip()) - 1):
+        with pytest.raises(InputError, match="not valid JSON|is empty|expected an object"):
+            list(reading._json_values(io.StringIO(pretty[:length]).read))
+
+
+BAD_RUNS = {
+    "flag": (["--inptu", "x"], "unrecognized arguments"),
+    "no file": (["--input", "none.json"], "none.json: No such file"),
+    "folder": (["--input", "tests"], "tests: Is a directory"),
+    "batch": (["--batch_size", "0"], "--batch_size: 0 is less than 1"),
+    "length": (["--max_seq_length", "2"], "--max_seq_length: 2 is less than 3"),
+    "device": (["--device", "quantum"], "--device quantum: "),
+    "fp16": (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+    "output": (["--output", "nowhere/out.json"], "--output nowhere/out.json: no such folder"),
+    "output folder": (["--output", "."], "--output .: is a folder"),
+    "html": (["--html", "nowhere/page.html"], "--html nowhere/page.html: no such folder"),
+    "no model": (["--model", "nowhere"], "model nowhere: no run folder, nor to be had: "),
+    "no path": (["--model", "./runs/none/x"], "model ./runs/none/x: no run folder, nor "),
+    "no run": (["--model", "tests"], "model tests: not a run folder, it has no config.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_RUNS)
+def test_bad_flags_end_with_one_line_and_code_2(folder, tmp_path, name, monkeypatch, capsys):
+    (tmp_path / "in.json").write_text(GOOD)
+    monkeypatch.chdir(ROOT)
+    more, message = BAD_RUNS[name]
+    arguments = command(folder, "--input", tmp_path / "in.json", *more)
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: predict.main(arguments))
+    output = capsys.readouterr()
+    assert end.value.code == 2 and output.out == ""
+    assert output.err.startswith(f"error: {message}") and output.err.count("\n") == 1
+
+
+BAD_FOLDERS = {
+    "no tokenizer": (lambda f, c: None, "the model has no tokenizer"),
+    "no loss": (lambda f, c: c.pop("run"), "the model does not say what loss"),
+    "classes": (
+        lambda f, c: write_json(f / "rel2id.json", {"Na": 0, "P17": 1}),
+        "rel2id.json has 2 classes, the model 97",
+    ),
+    "vocabulary": (lambda f, c: None, "tokenizer: id "),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_bad_run_folder(tokenizer, tmp_path, name):
+    change, message = BAD_FOLDERS[name]
+    model = small_model(vocab_size=20 if name == "vocabulary" else 8000)
+    runnable(model, None if name == "no tokenizer" else tokenizer)
+    model.save_pretrained(tmp_path / "run")
+    config = read(tmp_path / "run/config.json")
+    change(tmp_path / "run", config)
+    write_json(tmp_path / "run/config.json", config)
+    with pytest.raises(InputError) as error:
+        RelationExtractor.from_pretrained(tmp_path / "run", device="cpu")(text_with())
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_fault_in_the_last_document_leaves_everything_as_it_was(folder, tmp_path, monkeypatch):
+    (tmp_path / "in.json").write_text(f"[{GOOD}, {{}}]")
+    (tmp_path / "out.json").write_text("old")
+    monkeypatch.setattr(predict, "load_shared", lambda _: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError, match="in.json: document 1: neither"):
+        run(folder, tmp_path / "in.json", tmp_path / "out.json")
+    assert (tmp_path / "out.json").read_text() == "old"
+
+
+def test_output_appears_only_when_it_is_whole(folder, corpus, tmp_path, monkeypatch):
+    (tmp_path / "in.json").write_text(json.dumps(corpus))
+    original = predict.write_list
+
+    def interrupted(items, file):
+        original(islice(items, 2), file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "write_list", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "in.json", tmp_path / "out.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
+
+
+def test_documents_with_one_title(folder, extractor, corpus, tmp_path):
+    """Two records, for the records are in order; refused where titles tell documents apart."""
+    twice = [corpus[0] | {"title": "same"}, corpus[1] | {"title": "same"}]
+    records = extractor(twice)
+    assert [len(r["relations"]) for r in records] == [len(extractor(d)["relations"]) for d in twice]
+    (tmp_path / "in.json").write_text(json.dumps(twice))
+    assert_same(run(folder, tmp_path / "in.json", tmp_path / "out.json"), records)
+    with pytest.raises(InputError, match='document 1 "same": title: document 0 has the same title'):
+        run(folder, tmp_path / "in.json", tmp_path / "two.json", "--format", "official")
+    assert not (tmp_path / "two.json").exists()
+
+
+def test_half_a_character_in_a_field_that_nobody_reads(folder, tmp_path):
+    mention = {"name": "a", "sent_id": 0, "pos": [0, 1], "type": "\ud800"}
+    document = {"title": "x", "sents": [["a", "b"]], "vertexSet": [[mention], [mention]]}
+    (tmp_path / "in.json").write_text(json.dumps(document))
+    (record,) = run(folder, tmp_path / "in.json", tmp_path / "out.json")
+    assert record["relations"][0]["head"]["mentions"] == [mention]
+
+
+@pytest.mark.parametrize("limit", [3, 50])
+def test_page_of_the_first_documents(
+    folder, corpus, expected, tmp_path, monkeypatch, capsys, limit
+):
+    monkeypatch.setattr(page, "LIMIT", limit)
+    (tmp_path / "in.json").write_text(json.dumps(corpus))
+    where = tmp_path / "page.html"
+    predict.main(command(folder, "--input", tmp_path / "in.json", "--html", where))
+    output = capsys.readouterr()
+    data = json.loads(re.search(r'type="application/json">(.*)</script>', where.read_text())[1])
+    first = expected[:limit]
+    assert output.out == "" and data["total"] == len(corpus)
+    assert [x["title"] for x in data["documents"]] == [x["title"] for x in first]
+    for shown, record in zip(data["documents"], first, strict=True):
+        facts = {(x["head"], x["tail"], x["property"]) for x in shown["facts"]}
+        assert facts == {
+            (x["head"]["entity"], x["tail"]["entity"], x["relation"]) for x in record["relations"]
+        }
+    told = f"the page shows the first 3 of {len(corpus)} documents"
+    assert (told in output.err) == (limit == 3)
+    both = ["--html", where, "--output", tmp_path / "out.json"]
+    predict.main(command(folder, "--input", tmp_path / "in.json", *both))
+    assert_same(read(tmp_path / "out.json"), expected)
+
+
+# --- much input -------------------------------------------------------------------------------
+
+
+def endless(form):
+    """read(n) of a file of JSON documents that never ends; and how many characters were read."""
+    text = json.dumps(text_with(), indent=1 if form == "pretty" else None)
+    state = {"read": 0, "rest": "" if form == "lines" else "["}
+
+    def read(size):
+        while len(state["rest"]) < size:
+            state["rest"] += text + ("\n" if form == "lines" else ",\n")
+        piece, state["rest"] = state["rest"][:size], state["rest"][size:]
+        state["read"] += size
+        return piece
+
+    return read, state
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "pretty"])
+def test_reading_is_lazy(form):
+    read, state = endless(form)
+    values = list(islice(reading._json_values(read), 50))
+    assert values == [text_with()] * 50 and state["read"] == reading.CHUNK
+
+
+def test_predicting_is_lazy(extractor):
+    taken = count()
+    documents = (next(taken) and text_with() or text_with() for _ in count())
+    stream = extractor.stream(new_documents(documents, REL2ID))
+    assert len(list(islice(stream, 130))) == 130
+    assert next(taken) == 2 * predict.WINDOW * extractor.batch_size
+
+
+def test_memory_of_reading_does_not_grow(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK", 10_000)
+    peaks = []
+    for size in (100, 1000):
+        path = tmp_path / f"{size}.json"
+        path.write_text(json.dumps([make_document(random.Random(0))] * size))
+        with open(path, "rb") as file:
+            tracemalloc.start()
+            assert sum(1 for _ in read_new_documents(file, path, REL2ID)) == size
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert path.stat().st_size > 10 * peaks[1]
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_batches():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers((3, 0), (500, 600), (100, 2)).tolist()
+    features = [{"input_ids": [0] * x, "entity_pos": [[]] * y} for x, y in sizes]
+    made = list(batches(features, 8))
+    assert sorted(i for batch in made for i in batch) == list(range(100))
+    lengths = [len(features[i]["input_ids"]) for batch in made for i in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    for batch in made:
+        most = max(len(features[i]["entity_pos"]) for i in batch)
+        longest = len(features[batch[0]]["input_ids"])
+        assert len(batch) == 1 or len(batch) * longest * most**2 <= predict.LARGEST
+    assert len(made) > 100 / 8 and max(map(len, made)) == 8
+    small = [{"input_ids": [0] * 50, "entity_pos": [[]] * 9}] * 20
+    assert list(map(len, batches(small, 8))) == [8, 8, 4]
+
+
+# --- sharing ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def logits_of(model, tokenizer):
+    features = docred_features([make_document(random.Random(4))], tokenizer)
+    batch = collate(features, ([2], [3], 0))
+    del batch["labels"]
+    return model(**batch)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_saved_models_come_back_the_same(tokenizer, tmp_path, backbone):
+    model = runnable(small_model(backbone=backbone), tokenizer, "HingeABL")
+    model.save_pretrained(tmp_path / "saved")
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "rel2id.json", "tokenizer"}
+    loaded = DocREModel.from_pretrained(tmp_path / "saved")
+    assert type(loaded) is BACKBONES[backbone] and not loaded.training
+    assert torch.equal(logits_of(loaded, loaded.tokenizer), logits_of(model, tokenizer))
+    assert (loaded.run, loaded.rel2id) == (model.run, model.rel2id)
+    loaded.save_pretrained(tmp_path / "again")
+    for file in ("config.json", "model.safetensors", "rel2id.json", "README.md"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "saved" / file).read_bytes()
+    assert "trained with the loss HingeABL" in (tmp_path / "saved/README.md").read_text()
+
+
+def test_run_folder_is_a_shared_model(folder, tokenizer, extractor):
+    model = DocREModel.from_pretrained(folder)
+    assert isinstance(model, ATLOP) and model.rel2id == REL2ID
+    assert torch.equal(logits_of(model, tokenizer), logits_of(extractor.model, tokenizer))
+    assert ATLOP.from_pretrained(str(folder)).run == model.run
+    with pytest.raises(InputError, match="a ATLOP, not a KDDocRE"):
+        BACKBONES["kd_docre"].from_pretrained(folder)
+
+
+def test_model_without_companions(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    loaded = DocREModel.from_pretrained(tmp_path)
+    assert loaded.run is None and loaded.tokenizer is None and loaded.rel2id == REL2ID
+    assert not (tmp_path / "tokenizer").exists() and not (tmp_path / "rel2id.json").exists()
+
+
+def test_push_to_hub_uploads_a_run_folder(folder, tmp_path, monkeypatch):
+    """With a stub in place of the hub, which nothing here can reach."""
+    uploaded = {}
+
+    class StubApi:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            path = Path(folder_path)
+            files = [x for x in path.rglob("*") if x.is_file()]
+            uploaded[repo_id] = {str(x.relative_to(path)): x.read_bytes() for x in files}
+            return "a commit"
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", StubApi)
+    assert DocREModel.from_pretrained(folder).push_to_hub("somebody/model") == "a commit"
+    files = uploaded["somebody/model"]
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert json.loads(files["config.json"]) == read(folder / "config.json")
+    assert {"rel2id.json", "README.md"} < files.keys()
+    assert any(name.startswith("tokenizer/") for name in files)
+
+
+def test_model_of_the_hub(folder, corpus, expected, tmp_path, monkeypatch):
+    """Downloaded with snapshot_download, here a stub."""
+    asked = []
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder)
+    )
+    (tmp_path / "in.json").write_text(json.dumps(corpus))
+    assert_same(run("somebody/model", tmp_path / "in.json", tmp_path / "out.json"), expected)
+    assert asked == ["somebody/model"]
+
+
+def test_own_relations(tokenizer, tmp_path):
+    """Relations without a name in meta/rel_info.json are called by their property."""
+    model = runnable(small_model(), tokenizer)
+    model.rel2id = {"Na": 0} | {f"X{i}": i for i in range(1, 97)}
+    model.save_pretrained(tmp_path)
+    extractor = RelationExtractor.from_pretrained(tmp_path, device="cpu")
+    relations = extractor(make_document(random.Random(0)) | {"labels": []})["relations"]
+    assert relations and all(x["relation"] == x["name"] and x["name"][0] == "X" for x in relations)
+
+
+def test_tokenizer_of_the_folder_is_the_one(folder, tokenizer):
+    words = ["Ada", "*", "x-ray"]
+    assert load_tokenizer(folder / "tokenizer")(words)["input_ids"] == tokenizer(words)["input_ids"]

@@ -1,0 +1,267 @@
+"""What makes it fast changes no number: against the textbook ATLOP of bench/, and way by way."""
+
+import copy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, shared, small_encoder
+
+sys.path.insert(0, str(ROOT / "bench"))
+
+import baseline  # noqa: E402
+
+import evaluation  # noqa: E402
+from checkpoint import load_tokenizer  # noqa: E402
+from encoder import Attention, Dropout, attend, dropout, encode_windows, hooked, keep, packed  # noqa: E402
+from losses import get_loss  # noqa: E402
+from model import ATLOP  # noqa: E402
+from prepro import read_docred, read_documents, relation_ids  # noqa: E402
+from train import epoch_groups, to_official  # noqa: E402
+from utils import collate, set_seed, special_tokens  # noqa: E402
+
+KINDS = ["bert", "roberta", "electra"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(shared("golden/tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def real_features(tokenizer):
+    """The first documents of dev and the two longest: baseline's features and ours."""
+    path = shared("redocred/dev_revised.json")
+    theirs = baseline.read_docred(path, tokenizer, relation_ids())
+    return theirs, read_docred(path, tokenizer)
+
+
+def test_features_equal_the_textbooks(real_features):
+    theirs, ours = real_features
+    assert len(theirs) == len(ours) == 500
+    for a, b in zip(theirs, ours, strict=True):
+        assert a["input_ids"] == b["input_ids"] and a["entity_pos"] == b["entity_pos"]
+        triples = {
+            (*pair, relation)
+            for pair, row in zip(a["pairs"], a["labels"], strict=True)
+            for relation in range(1, 97)
+            if row[relation]
+        }
+        assert triples == {tuple(x) for x in b["triples"].tolist()}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("loss", ["HingeABL", "ATL"])
+def test_logits_and_all_gradients_equal_the_textbooks(tokenizer, real_features, kind, loss):
+    theirs, ours = real_features
+    by_length = sorted(range(500), key=lambda i: len(ours[i]["input_ids"]))
+    chosen = [by_length[-1], by_length[0], by_length[250]]
+    assert len(ours[chosen[0]]["input_ids"]) > 512  # two windows
+    set_seed(0)
+    encoder = small_encoder(kind, max_position_embeddings=520, type_vocab_size=2)
+    model = ATLOP(encoder, emb_size=64).double().train()
+    opening, closing = special_tokens(tokenizer, kind)
+    textbook = baseline.Baseline(model, opening, closing).train()
+
+    batch = collate([ours[i] for i in chosen], (opening, closing, tokenizer.pad_token_id))
+    labels = batch.pop("labels")
+    logits = model(**batch)
+    get_loss(loss)(logits, labels).backward()
+    other = baseline.collate([theirs[i] for i in chosen], tokenizer.pad_token_id)
+    other_labels = other.pop("labels")
+    expected = textbook(**other)
+    get_loss(loss)(expected, other_labels.bool()).backward()
+
+    place = {tuple(pair): row for row, pair in enumerate(batch["pairs"].tolist())}
+    rows = [place[i, h, t] for i, pairs in enumerate(other["pairs"]) for h, t in pairs]
+    torch.testing.assert_close(logits[rows], expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(labels[rows], other_labels.bool())
+    gradients = dict(textbook.named_parameters())
+    assert set(gradients) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-8, atol=1e-10)
+
+
+def test_scores_equal_the_textbooks(tokenizer, real_features):
+    path = shared("redocred/dev_revised.json")
+    documents, features = read_documents(path), real_features[1]
+    generator = torch.Generator().manual_seed(0)
+    num_pairs = sum(len(f["entity_pos"]) * (len(f["entity_pos"]) - 1) for f in features)
+    predicted = torch.rand(num_pairs, 97, generator=generator) < 0.001
+    submission = to_official(predicted, features, relation_ids())
+    gold = [(d["title"], x) for d in documents for x in d["labels"][::3]]
+    submission += [
+        {"title": title, "h_idx": x["h"], "t_idx": x["t"], "r": x["r"]} for title, x in gold
+    ]
+    submission += submission[:50]  # submitted twice
+    ours = evaluation.evaluate(submission, documents, documents[::2])
+    # the textbook reads the training facts from a file: all of dev's
+    all_seen = evaluation.evaluate(submission, documents, documents)
+    theirs = baseline.official_scores(submission, path, path)
+    assert ours["f1"] == pytest.approx(theirs["f1"], abs=1e-12) and theirs["f1"] > 0.1
+    assert all_seen["ign_f1"] == pytest.approx(theirs["ign_f1"], abs=1e-12)
+
+
+def inputs(kind, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    encoder = small_encoder(kind, vocab_size=100, max_position_embeddings=70).double()
+    lengths = torch.tensor([40, 7, 64, 1])
+    mask = (torch.arange(64) < lengths[:, None]).long()
+    ids = torch.randint(5, 100, mask.shape, generator=generator) * mask
+    mentions = torch.tensor([[0, 39, 3], [6, 0, 0], [63, 1, 2], [0, 0, 0]])
+    return encoder, ids, mask, mentions
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_tokens_equal_transformers_forward(kind):
+    """Hidden states, last queries and keys, and every gradient; padding left out in the one."""
+    encoder, ids, mask, _ = inputs(kind)
+    results = []
+    for way in (packed, hooked):
+        encoder.zero_grad()
+        outputs = way(encoder, ids, mask)
+        real = [x[mask.bool()] for x in outputs]
+        sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in real).backward()
+        results.append(
+            (real, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})
+        )
+    (ours, our_grads), (theirs, their_grads) = results
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    assert set(our_grads) == set(their_grads)
+    for name in our_grads:
+        torch.testing.assert_close(our_grads[name], their_grads[name], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cpu_takes_the_packed_way(kind, monkeypatch):
+    encoder, ids, mask, mentions = inputs(kind)
+    monkeypatch.setattr("encoder.hooked", None)  # calling it would fail
+    hidden, rows = encode_windows(encoder, ids, mask, mentions)
+    assert hidden.shape == (4, 64, 32) and rows.shape == (4, 3, 4, 64)
+
+
+def qkv(tokens=23, width=8):
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.randn(tokens, width, generator=generator, dtype=torch.float64) for _ in range(3)]
+    return [x.requires_grad_() for x in draw]
+
+
+def test_gradients_of_attention_with_dropout():
+    q, k, v = qkv()
+
+    def attention(q, k, v):
+        return Attention.apply(q, k, v, [5, 1, 17], 2, 0.3, 7)
+
+    assert torch.autograd.gradcheck(attention, (q, k, v))
+    assert torch.autograd.gradcheck(lambda x: Dropout.apply(x, 0.3, 7), (q,))
+
+
+def test_attention_with_dropout_against_a_slow_version(monkeypatch):
+    """Blocks of one head, of two, of all: the same weights are dropped, and of those alone."""
+    q, k, v = (x.detach() for x in qkv())
+    lengths, heads, rate, seed = [5, 1, 17], 4, 0.4, 3
+    for block in (1, 2 * 17**2, 10**6):
+        monkeypatch.setattr("encoder.BLOCK", block)
+        ours = Attention.apply(q, k, v, lengths, heads, rate, seed)
+        random, start, dropped = np.random.SFC64(seed), 0, 0
+        for length in lengths:
+            rows = slice(start, start + length)
+            start += length
+            step = max(1, block // length**2)
+            for first in range(0, heads, step):
+                which = range(first, min(heads, first + step))
+                weights = []
+                for head in which:
+                    columns = slice(2 * head, 2 * head + 2)
+                    scores = q[rows, columns] @ k[rows, columns].T / 2**0.5
+                    weights.append(scores.softmax(1))
+                weights = torch.stack(weights)
+                mask = keep(weights, rate, random)
+                dropped += int((mask == 0).sum())
+                for head, w, m in zip(which, weights, mask, strict=True):
+                    columns = slice(2 * head, 2 * head + 2)
+                    expected = (w * m / (1 - rate)) @ v[rows, columns]
+                    torch.testing.assert_close(ours[rows, columns], expected)
+        assert 0.3 < dropped / (heads * (25 + 1 + 289)) < 0.5
+
+
+def test_attention_without_dropout_is_torchs():
+    q, k, v = qkv()
+    parts = [x.view(23, 2, 4).transpose(0, 1).split([5, 18], 1) for x in (q, k, v)]
+    expected = torch.cat(
+        [(a @ b.mT / 2).softmax(-1) @ c for a, b, c in zip(*parts, strict=True)], 1
+    )
+    ours = attend(q, k, v, [5, 18], 2, 0.0)
+    torch.testing.assert_close(ours, expected.transpose(0, 1).flatten(1))
+
+
+def test_dropout_keeps_as_many_as_it_says_and_the_mean():
+    x = torch.ones(1000, 1001)
+    set_seed(1)
+    for rate in (0.1, 0.5, 0.003):
+        y = dropout(x, rate)
+        assert (y == 0).double().mean().item() == pytest.approx(
+            rate, abs=4 * (rate / 1e6) ** 0.5 + 1e-5
+        )
+        assert y.max().item() == pytest.approx(1 / (1 - rate))
+        # rows, columns and neighbours are as independent as the whole
+        dropped = (y == 0).double()
+        assert dropped.mean(1).std().item() == pytest.approx(
+            (rate * (1 - rate) / 1001) ** 0.5, rel=0.1
+        )
+        both = (dropped[:, 1:] * dropped[:, :-1]).mean().item()
+        assert both == pytest.approx(rate**2, abs=5 * rate / 1000)
+    assert torch.equal(dropout(x, 0.0), x)
+
+
+def test_dropout_follows_the_seed():
+    x = torch.ones(100, 100)
+    draws = []
+    for seed in (1, 1, 2):
+        set_seed(seed)
+        draws.append((dropout(x, 0.5), dropout(x, 0.5)))
+    assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
+    assert not torch.equal(draws[0][0], draws[0][1]) and not torch.equal(draws[0][0], draws[2][0])
+
+
+def test_training_drops_and_evaluation_does_not():
+    _, ids, mask, mentions = inputs("bert")
+    encoder = small_encoder(vocab_size=100, max_position_embeddings=70, dropout=0.5)
+    encoder.train()
+    set_seed(0)
+    first, second = (encode_windows(encoder, ids, mask, mentions) for _ in range(2))
+    assert not torch.equal(first[0], second[0])
+    kept = first[1].sum(-1)[mask[:, 0].bool()]  # rows after dropout no longer sum to 1
+    assert (kept - 1).abs().max() > 0.05
+    encoder.eval()
+    first, second = (encode_windows(encoder, ids, mask, mentions) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    torch.testing.assert_close(first[1].sum(-1), torch.ones(4, 3, 4))
+
+
+def test_bf16_is_near_fp32():
+    _, ids, mask, mentions = inputs("bert")
+    encoder = small_encoder(vocab_size=100, max_position_embeddings=70, dropout=0.1)
+    weight = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for on in (False, True):
+        set_seed(0)
+        copied = copy.deepcopy(encoder).train()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            hidden, _ = encode_windows(copied, ids, mask, mentions)
+        (hidden.float() * weight).sum().backward()
+        results.append((hidden.float(), copied.encoder.layer[0].attention.self.query.weight.grad))
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() / a.norm() < 0.03
+
+
+def test_batches_of_like_length_pad_less():
+    lengths = [10 + i * 37 % 400 for i in range(256)]
+    padded = {}
+    for by_length in (False, True):
+        groups = epoch_groups(lengths, 4, 1, torch.Generator().manual_seed(0), by_length)
+        batches = [[lengths[i] for i in batch] for group in groups for batch in group]
+        padded[by_length] = sum(4 * max(batch) for batch in batches) / sum(map(sum, batches))
+    assert padded[True] < 1.1 < 1.3 < padded[False]
