@@ -107,8 +107,9 @@ def describe(args):
     return f"{name}, {torch.get_num_threads()} threads, {args.precision}"
 
 
-def compare(work, baseline_way, our_way, parts, wait=lambda: None, note=""):
-    """A row of the table: every part done both ways, in turns of order; medians."""
+def compare(work, baseline_way, our_way, parts, wait=lambda: None, note="", between=None):
+    """A row of the table: every part done both ways, in turns of order; the median of the ratios.
+    between: called after each part."""
     seconds = {"baseline": [], "ours": []}
     ways = {"baseline": baseline_way, "ours": our_way}
     for i, part in enumerate(parts):
@@ -118,6 +119,8 @@ def compare(work, baseline_way, our_way, parts, wait=lambda: None, note=""):
             ways[way](part)
             wait()
             seconds[way].append(time.perf_counter() - started)
+        if between:
+            between()
     ratios = [b / o for b, o in zip(seconds["baseline"], seconds["ours"], strict=True)]
     total = {way: sum(x) for way, x in seconds.items()}
     return {
@@ -242,6 +245,7 @@ def training(args):
             pair.train_baseline([theirs[i] for i in batches[0]])  # warm up
             pair.train_ours([ours[i] for i in batches[0]])
             parts = [batches[i :: args.parts] for i in range(args.parts)]
+            rates = []  # the machine's speed drifts, so the rate is taken beside the work
             done = [ours[i] for batch in batches for i in batch]
             order = "shuffled" if by_chance else "like length"
             row = compare(
@@ -254,9 +258,10 @@ def training(args):
                 ],
                 parts,
                 pair.wait,
+                between=lambda rates=rates: rates.append(matrix_rate(args)),
             )
             needed = 3 * sum(forward_flops(f, pair.config) for f in done)
-            row["rate"] = needed / row["ours"] / matrix_rate(args)
+            row["rate"] = needed / row["ours"] / statistics.mean(rates)
             row["note"] = f"ours at {100 * row['rate']:.0f} % of a matrix product's rate"
             yield row
 
@@ -288,7 +293,7 @@ def matrix_rate(args):
         a @ b
         wait()
         times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
+    return 2 * size**3 / statistics.median(times)
 
 
 def evaluating(args):
