@@ -166,10 +166,11 @@ def sizes_of(state, backbone):
     return sizes
 
 
-def load_weights(model, path):
-    """Loads a checkpoint with the released code's parameter names. Raises InputError, with the
-    first names that do not fit, if any parameter is missing, unknown or of another shape."""
-    given, own = load_state(path), model.state_dict()
+def load_weights(model, path, state=None):
+    """Loads a checkpoint with the released code's parameter names (state: where `load_state` has
+    read it already). Raises InputError, with the first names that do not fit, if any parameter is
+    missing, unknown or of another shape."""
+    given, own = state or load_state(path), model.state_dict()
     faults = [f"{name} is missing" for name in own if name not in given]
     faults += [f"{name} is unknown" for name in given if name not in own]
     faults += [

@@ -143,10 +143,12 @@ def check_args(args):
         raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
     if not -(2**63) <= args.seed < 2**63:
         raise InputError(f"--seed: {args.seed} has more than 64 bits")
-    if args.load_path and not Path(args.load_path).exists():
-        raise InputError(f"--load_path {args.load_path}: no such file or folder")
-    if Path(args.load_path or __file__).is_dir() and not config_of(args.load_path).is_file():
-        raise InputError(f"--load_path {args.load_path}: not a run folder, it has no config.json")
+    if args.load_path:
+        path = Path(args.load_path)
+        if not path.exists():
+            raise InputError(f"--load_path {path}: no such file or folder")
+        if path.is_dir() and not config_of(path).is_file():
+            raise InputError(f"--load_path {path}: not a run folder, it has no config.json")
     args.device, args.precision = pick_device(args.device, args.precision)
     if not args.run_name:
         path = Path(args.model_name_or_path)

@@ -90,7 +90,8 @@ def load_parts(args):
         sizes |= {name: getattr(args, name) for name in names}
     if args.load_path:
         encoder = build_encoder(*source, weights=False)
-        sizes |= sizes_of(load_state(path), args.backbone)
+        state = load_state(path)
+        sizes |= sizes_of(state, args.backbone)
     else:
         encoder = build_encoder(*source, attention_dropout=args.attention_dropout)
     try:
@@ -98,7 +99,7 @@ def load_parts(args):
     except ValueError as error:
         raise InputError(f"--backbone {args.backbone}: {error}") from None
     if args.load_path:
-        load_weights(model, path)
+        load_weights(model, path, state)
     return tokenizer, model
 
 
