@@ -8,9 +8,16 @@ import torch
 from losses import LOSSES
 from model import BACKBONES
 from prepro import META_DIR, InputError, OneLineParser, read_json
+from resume import state_files
 
 # What a saved run was made with, and is evaluated with unless the command line says otherwise.
 SAVED_WITH_MODEL = ("backbone", "loss_type", "num_labels", "num_class", "max_seq_length")
+
+# Flags that a run may go on with as others than it began with.
+FREE_TO_CHANGE = frozenset(
+    "data_dir output_dir overwrite resume save_steps save_logits tune_threshold test_batch_size "
+    "device wandb proj_name run_name".split()
+)
 
 LEAST = {  # what a flag must be at least
     "train_batch_size": 1,
@@ -44,7 +51,9 @@ def build_parser():
     add("--tokenizer_name", default="", help="default: model_name_or_path")
     add("--load_path", default="", help="run folder or released .pt: only evaluate")
     add("--output_dir", default="", help="run folder; default: runs/<run_name>")
-    add("--overwrite", action="store_true", help="replace a finished run in output_dir")
+    add("--overwrite", action="store_true", help="replace the run in output_dir")
+    add("--resume", action="store_true", help="go on with the interrupted run in output_dir")
+    add("--save_steps", type=int, default=-1, help="between saved states; default: an epoch")
     add("--save_logits", action="store_true", help="keep dev_logits.npz and test_logits.npz")
     add(
         "--tune_threshold",
@@ -156,9 +165,17 @@ def check_args(args):
         args.run_name = f"{encoder}-{args.backbone}-{args.loss_type}-seed{args.seed}"
     if not args.output_dir and not args.load_path:
         args.output_dir = str(Path("runs") / args.run_name)
-    finished = Path(args.output_dir) / "results.json"
-    if args.output_dir and finished.exists() and not args.overwrite:
-        raise InputError(f"--output_dir {args.output_dir}: holds a finished run; add --overwrite")
+    if args.resume and (args.load_path or args.overwrite):
+        raise InputError("--resume: neither with --load_path nor with --overwrite")
+    if args.output_dir and not args.overwrite and not args.resume:
+        folder = Path(args.output_dir)
+        if (folder / "results.json").exists():
+            raise InputError(f"--output_dir {folder}: holds a finished run; add --overwrite")
+        if state_files(folder):
+            raise InputError(
+                f"--output_dir {folder}: holds an interrupted run; add --resume to go on with it, "
+                "or --overwrite"
+            )
 
 
 def pick_device(device, precision):

@@ -25,7 +25,8 @@ DEFAULTS = vars(build_parser().parse_args([]))  # of flags that an older run doe
 # Every other flag is a setting, so runs that differ in it are never averaged.
 NOT_SETTINGS = frozenset(
     "data_dir train_file dev_file test_file rel2id transformer_type load_path output_dir overwrite "
-    "resume save_logits tune_threshold seed seeds test_batch_size device wandb proj_name run_name "
+    "resume save_steps save_logits tune_threshold seed seeds test_batch_size device wandb "
+    "proj_name run_name "
     "backbone loss_type margin gamma hinge_norm "
     "max_height unet_in_dim unet_out_dim down_dim unet_lr".split()
 )

@@ -3,16 +3,13 @@
     python train.py --data_dir dataset/redocred --model_name_or_path bert-base-cased
 
 With --load_path (a run folder, or a .pt of the released ATLOP or HingeABL code) it only evaluates.
-With --seeds it makes several runs, one after the other.
+With --seeds it makes several runs, one after the other; with --resume an interrupted run goes on.
 The recipe is the paper's Appendix B; every number of it is a flag.
 """
 
 import hashlib
-import json
 import os
 import platform
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +18,7 @@ import transformers
 from tqdm import tqdm
 
 import evaluation
+import resume
 from checkpoint import (
     build_encoder,
     load_model,
@@ -28,14 +26,13 @@ from checkpoint import (
     load_tokenizer,
     load_weights,
     save_config,
-    save_weights,
     sizes_of,
     transformer_type,
     window_size,
 )
-from losses import decode, get_loss, margins, threshold_of
+from losses import decode, margins, threshold_of
 from model import BACKBONES
-from options import SAVED_WITH_MODEL, parse_runs
+from options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
 from prepro import (
     InputError,
     docred_features,
@@ -46,6 +43,7 @@ from prepro import (
     write_atomically,
     write_json,
 )
+from training import Training
 from utils import (
     autocast,
     collate,
@@ -101,66 +99,6 @@ def load_parts(args):
     if args.load_path:
         load_weights(model, path, state)
     return tokenizer, model
-
-
-def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, unet_lr=4e-4):
-    """AdamW without weight decay, as the released codes have it. The new layers learn faster than
-    the encoder, and DocuNet's U-Net (with its projection) faster still."""
-    groups = {"encoder": [], "new": [], "unet": []}
-    for name, parameter in model.named_parameters():
-        kinds = {"model": "encoder", "liner": "unet", "segmentation_net": "unet"}
-        groups[kinds.get(name.split(".")[0], "new")].append(parameter)
-    rates = {"encoder": learning_rate, "new": classifier_lr, "unet": unet_lr}
-    groups = [{"params": groups[kind], "lr": rates[kind]} for kind in groups if groups[kind]]
-    return torch.optim.AdamW(
-        groups, lr=learning_rate, eps=adam_epsilon, weight_decay=0.0, fused=True
-    )
-
-
-def make_schedule(optimizer, num_steps, warmup_ratio):
-    """Linear warm-up over the first warmup_ratio of the steps, then linear to 0."""
-    warmup = int(num_steps * warmup_ratio)
-    return transformers.get_linear_schedule_with_warmup(optimizer, warmup, num_steps)
-
-
-def train_step(model, batches, loss_function, optimizer, schedule, scaler, amp, max_grad_norm):
-    """One step of the optimizer over one accumulation group of batches; returns the mean loss."""
-    total = 0.0
-    for batch in batches:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        with amp():
-            logits = model(**inputs)
-        # A batch without any pair (documents of one entity) has no loss, and zero gradients.
-        loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
-        loss = loss / len(batches)
-        scaler.scale(loss).backward()
-        total += loss.detach()
-    scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    schedule.step()
-    optimizer.zero_grad()
-    return total
-
-
-def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
-    """The document numbers of an epoch, shuffled: groups of batches, the last incomplete group
-    dropped. by_length: sorted by length within every 16 groups, then the groups shuffled again."""
-
-    def cut(items, size):
-        return [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
-
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    size = batch_size * accumulation
-    order = order[: len(order) // size * size]
-    if by_length:
-        parts = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
-        order = [i for part in parts for i in sorted(part, key=lambda i: lengths[i])]
-    groups = [cut(group, batch_size) for group in cut(order, size)]
-    if by_length:
-        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
-    return groups
 
 
 @torch.no_grad()
@@ -280,6 +218,13 @@ class Run:
         scores = {split: self.score(split, *outputs[split], shift)[0] for split in outputs}
         return {"shift": shift} | scores
 
+    def settings(self):
+        """What a run that goes on must have in common with its beginning: name -> value."""
+        described = self.describe()
+        given = {name: x for name, x in described["args"].items() if name not in FREE_TO_CHANGE}
+        data = {f"{split} data": x["sha256"] for split, x in described["data"].items()}
+        return given | data
+
     def describe(self):
         """What the run was made from, for results.json: settings, data and software."""
         args = self.args
@@ -302,89 +247,6 @@ class Run:
             "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),
             "threads": torch.get_num_threads(),
         }
-
-
-def train(run, folder, log):
-    """Trains, keeps the weights of the best dev F1 in the run folder; returns that evaluation."""
-    args, features = run.args, run.features["train"]
-    lengths = [len(feature["input_ids"]) for feature in features]
-    generator = torch.Generator().manual_seed(args.seed)
-    per_epoch = len(features) // args.train_batch_size // args.gradient_accumulation_steps
-    num_steps = per_epoch * args.num_train_epochs
-    rates = args.learning_rate, args.classifier_lr, args.adam_epsilon, args.unet_lr
-    optimizer = make_optimizer(run.model, *rates)
-    schedule = make_schedule(optimizer, num_steps, args.warmup_ratio)
-    scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.precision == "fp16")
-    loss_function = get_loss(args.loss_type, args.margin, args.gamma, args.hinge_norm)
-    step, best, started = 0, None, time.perf_counter()
-    losses = []  # of the steps since the last evaluation; on the device, so that no step waits
-
-    def evaluate_dev(epoch):
-        nonlocal best
-        scores = run.score("dev", *run.predict("dev"))[0]
-        mean_loss = torch.stack(losses).mean().item()
-        losses.clear()
-        seconds = round(time.perf_counter() - started, 1)
-        record = {
-            "epoch": epoch,
-            "step": step,
-            "loss": mean_loss,
-            "seconds": seconds,
-            "dev": scores,
-        }
-        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        is_best = best is None or scores["f1"] > best["dev"]["f1"]
-        tqdm.write(
-            f"epoch {epoch:3d}  step {step:5d}  loss {mean_loss:8.4f}  dev F1 "
-            f"{100 * scores['f1']:5.2f}  precision {100 * scores['precision']:5.2f}  recall "
-            f"{100 * scores['recall']:5.2f}  {seconds:6.0f} s{'  *' if is_best else ''}"
-        )
-        log({"loss": mean_loss} | {f"dev/{name}": x for name, x in scores.items()}, step)
-        if is_best:
-            best = record
-            save_weights(run.model, folder)
-
-    group_size = args.train_batch_size * args.gradient_accumulation_steps
-    pause = 0.1 if sys.stderr.isatty() else 60  # seconds; a log file needs no animation
-    bar = tqdm(total=num_steps * group_size, desc="train", unit="doc", mininterval=pause)
-    for epoch in range(1, args.num_train_epochs + 1):
-        groups = epoch_groups(
-            lengths,
-            args.train_batch_size,
-            args.gradient_accumulation_steps,
-            generator,
-            args.group_by_length,
-        )
-        for group in groups:
-            run.model.train()
-            batches = (run.batch([features[i] for i in batch]) for batch in group)
-            loss = train_step(
-                run.model,
-                list(batches),
-                loss_function,
-                optimizer,
-                schedule,
-                scaler,
-                run.amp,
-                args.max_grad_norm,
-            )
-            losses.append(loss)
-            step += 1
-            bar.update(group_size)
-            if step % 10 == 0 or step == num_steps:
-                if not torch.isfinite(loss):
-                    raise InputError(
-                        f"the loss is {loss.item()} at step {step}: try a smaller "
-                        "--learning_rate or --precision fp32; the best weights so far are kept"
-                    )
-                bar.set_postfix(epoch=epoch, loss=f"{loss.item():.3f}", refresh=False)
-            if args.evaluation_steps > 0 and step % args.evaluation_steps == 0:
-                evaluate_dev(epoch)
-        if losses:
-            evaluate_dev(epoch)
-    bar.close()
-    return best
 
 
 def start_wandb(args):
@@ -421,6 +283,8 @@ def start_folder(run, args):
     names = "results.json metrics.jsonl predictions.json model.safetensors"
     for name in [*names.split(), "dev_logits.npz", "test_logits.npz"]:
         (run.folder / name).unlink(missing_ok=True)
+    for path in resume.state_files(run.folder):
+        path.unlink()
     saved = {name: getattr(args, name) for name in SAVED_WITH_MODEL}
     save_config(run.model, run.folder, run=saved)
     write_json(run.folder / "rel2id.json", run.rel2id)
@@ -431,8 +295,9 @@ def complete(run):
     """Trains where that is asked for, evaluates, and writes what is left of the run folder."""
     args, folder, results = run.args, run.folder, run.describe()
     if not args.load_path:
-        start_folder(run, args)
-        best = train(run, folder, start_wandb(args))
+        if not (args.resume and resume.state_files(folder)):
+            start_folder(run, args)
+        best = Training(run, start_wandb(args))()
         results |= {"best": {"epoch": best["epoch"], "step": best["step"]}, "dev": best["dev"]}
         load_weights(run.model, folder / "model.safetensors")
     needs_dev = args.load_path or args.save_logits or args.tune_threshold
@@ -460,6 +325,8 @@ def complete(run):
             write_atomically(folder / f"{split}_logits.npz", save)
     if folder:
         write_json(folder / "results.json", results)
+        for path in resume.state_files(folder):
+            path.unlink()
         print(f"run folder: {folder}")
 
 
@@ -468,8 +335,18 @@ def main(argv=None):
     transformers.utils.logging.disable_progress_bar()
     run = None
     for args in parse_runs(argv):
+        if args.resume and (Path(args.output_dir) / "results.json").exists():
+            print(f"finished before: {args.output_dir}")
+            continue
         run = Run(args, like=run)
-        complete(run)
+        try:
+            complete(run)
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"{args.device}: out of memory; take a smaller --train_batch_size and so much "
+                "larger --gradient_accumulation_steps (the same batch in all), a smaller "
+                "--test_batch_size, or --max_seq_length"
+            ) from None
         run.model = None  # its memory is the next seed's
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from checkpoint import build_encoder  # noqa: E402
 from losses import get_loss  # noqa: E402
 from model import BACKBONES  # noqa: E402
-from train import make_optimizer, make_schedule, train_step  # noqa: E402
+from training import make_optimizer, make_schedule, train_step  # noqa: E402
 from utils import collate, set_seed  # noqa: E402
 
 

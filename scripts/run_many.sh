@@ -1,16 +1,12 @@
 # Sourced by run_table2.sh and run_table3.sh: many runs of one recipe, one after the other, then the
-# report. A finished run is not run again, so everything can be stopped and started anew; a failed
-# one is named and does not stop the others.
+# report. A finished run is not run again and an interrupted one goes on, so everything can be stopped
+# and started anew; a failed one is named and does not stop the others.
 #
 # The callers' variables: RECIPE (bert, roberta, minilm: which of scripts/run_*.sh to run), OUT (the
 # folder of the run folders), SEEDS, ENCODER (default: the recipe's), DATA (default: as the recipe).
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SEEDS="${SEEDS:-1 5 42 66 233}"
-
-# The flag with which an interrupted run (a folder without results.json) goes on belongs here; without
-# one it starts again.
-RESUME=""
 
 # The runs, as "NAME SEED FLAGS"; add_run NAME SEED FLAG... adds one.
 RUNS=()
@@ -54,12 +50,10 @@ run_all() {
       echo "$line: $(test_f1 "$run/results.json"), finished before"
       continue
     fi
-    again=""
-    [[ ! -d "$run" ]] || again="$RESUME"
     start=$SECONDS status=0
     # shellcheck disable=SC2086  # the flags of a run are several words
     bash "$recipe" --data_dir "$DATA" ${ENCODER:+--model_name_or_path "$ENCODER"} "$@" $flags \
-      --seed "$seed" --output_dir "$run" $again > "$run.log" 2>&1 || status=$?
+      --seed "$seed" --output_dir "$run" --resume > "$run.log" 2>&1 || status=$?
     seconds=$((SECONDS - start)) left=$((left - 1))
     ((status != 130)) || { echo "$line: interrupted" >&2; exit 130; }
     if ((status == 0)); then

@@ -15,7 +15,7 @@ from evaluation import count_patterns, evaluate
 from losses import decode, get_loss
 from model import BACKBONES
 from prepro import entity_pairs
-from train import make_optimizer, make_schedule, train_step
+from training import make_optimizer, make_schedule, train_step
 from utils import collate, special_tokens
 
 LOSS_NAMES = "ATL balance_softmax AML AFL SAT MeanSAT HingeABL_separate".split()

@@ -18,7 +18,8 @@ from encoder import Attention, Dropout, attend, dropout, encode_windows, hooked,
 from losses import get_loss  # noqa: E402
 from model import ATLOP  # noqa: E402
 from prepro import read_docred, read_documents, relation_ids  # noqa: E402
-from train import epoch_groups, to_official  # noqa: E402
+from train import to_official  # noqa: E402
+from training import epoch_groups  # noqa: E402
 from utils import collate, set_seed, special_tokens  # noqa: E402
 
 KINDS = ["bert", "roberta", "electra"]

@@ -16,7 +16,7 @@ from evaluation import count_patterns, evaluate
 from losses import LOSSES
 from model import BACKBONES
 from prepro import InputError, read_documents
-from train import epoch_groups, make_optimizer, make_schedule
+from training import epoch_groups, make_optimizer, make_schedule
 from utils import make_deterministic, set_seed
 
 

@@ -1,0 +1,92 @@
+"""Interrupted runs: the state of a training run on disk, and signals that ask it to stop.
+
+A state is all that the rest of a run depends on: weights, optimizer, schedule, scaler, random
+numbers and the place in the data. It is written atomically, and the one before is kept: a run that
+is killed at any moment goes on from the newest state that can be read, to the same end.
+"""
+
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+
+import torch
+
+from prepro import InputError, write_atomically
+
+
+def save_state(folder, step, content):
+    """Writes state-<step>.pt, content being a dict of tensors, numbers, strings and the like, and
+    removes all states but this and the one before. Raises InputError if it cannot be written."""
+
+    def write(path):
+        try:
+            torch.save(content, path)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(str(error).splitlines()[0]) from None
+
+    write_atomically(folder / f"state-{step:08d}.pt", write)
+    for path in state_files(folder)[2:]:
+        path.unlink()
+
+
+def load_state(folder):
+    """The newest state that can be read (no code in it is run); None if none can."""
+    for path in state_files(folder):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch raises on a cut or foreign file
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"{path}: cannot be read ({reason:.100}); trying the one before", file=sys.stderr)
+    return None
+
+
+def state_files(folder):
+    """The states of a run folder, the newest first."""
+    return sorted(folder.glob("state-*.pt"), reverse=True)
+
+
+def random_states(device):
+    """What all random numbers to come depend on (dropout's own generator is seeded by torch's)."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device[:4] == "cuda" else {})
+
+
+def set_random_states(states, device):
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device[:4] == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def check_settings(saved, settings, folder):
+    """Raises InputError, naming the first difference, unless the settings (flag -> value) are those
+    that a state was saved with."""
+    for name in sorted({*saved, *settings}):
+        if saved.get(name) != settings.get(name):
+            raise InputError(
+                f"--resume: the run in {folder} was started with {name} {saved.get(name)}, not "
+                f"{settings.get(name)}"
+            )
+
+
+@contextmanager
+def stop_requests():
+    """A list that is no longer empty once Ctrl-C or SIGTERM asked to stop. A second one is not
+    waited for: KeyboardInterrupt."""
+    requests = []
+
+    def handle(number, frame):
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+        print("\nstopping after this step; once more: at once", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield requests  # only the main thread may handle signals
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

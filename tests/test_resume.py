@@ -1,0 +1,278 @@
+"""Runs that are killed or stopped go on to the same end; what cannot go on says so in one line."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, read
+from safetensors.torch import load_file
+from test_train import demo, flags, without_times  # noqa: F401
+
+import resume
+import train
+import training
+from prepro import InputError
+
+KILLS = int(os.environ.get("KILLS", 3))  # docs/reliability.md: KILLS=20
+
+
+@pytest.fixture(scope="module")
+def whole(demo, tmp_path_factory):  # noqa: F811
+    """An uninterrupted run, with dropout, and its flags."""
+    output = tmp_path_factory.mktemp("whole") / "a"
+    train.main(flags(demo, output))
+    return output
+
+
+def assert_same_end(folder, whole):
+    ours, theirs = (load_file(x / "model.safetensors") for x in (folder, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert without_times(folder) == without_times(whole)
+    for name in ("dev", "test", "best"):
+        assert read(folder / "results.json")[name] == read(whole / "results.json")[name]
+    assert read(folder / "predictions.json") == read(whole / "predictions.json")
+    assert not resume.state_files(folder), "a finished run needs no state"
+    assert not list(folder.glob(".*"))
+
+
+class Killed(BaseException):
+    """Ends a run in this process as abruptly as a signal would, short of the finally blocks."""
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("save_steps", ["-1", "1", "3"])
+def test_a_run_that_breaks_off_goes_on_to_the_same_end(
+    demo, whole, tmp_path, monkeypatch, step, save_steps  # noqa: F811
+):  # fmt: skip
+    """After every kind of step: mid-epoch, before and after an evaluation, at the very end."""
+    arguments = flags(demo, tmp_path / "a", "--save_steps", save_steps)
+    original = training.Training.step
+
+    def break_off(self, group):
+        if self.progress["step"] == step - 1:
+            raise Killed
+        original(self, group)
+
+    monkeypatch.setattr(training.Training, "step", break_off)
+    with pytest.raises(Killed):
+        train.main(arguments)
+    monkeypatch.setattr(training.Training, "step", original)
+    train.main([*arguments, "--resume"])
+    assert_same_end(tmp_path / "a", whole)
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "train.py"), *arguments]
+
+
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_killed_at_a_random_moment(demo, whole, tmp_path, kill):  # noqa: F811
+    """SIGKILL at random moments, wherever the run is, until one gets through."""
+    arguments = command(*flags(demo, tmp_path / "a", "--save_steps", "1"), "--resume")
+    draw, killed, output = random.Random(kill), 0, tmp_path / "a"
+    while True:
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        # the start takes most of the time: wait until there is a run to be killed
+        while killed < 3 and not (output / "rel2id.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            timeout = None if killed == 3 else draw.uniform(0, 4)
+            _, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            killed += 1
+            continue
+        assert process.returncode == 0, errors
+        break
+    assert_same_end(output, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_saves_and_says_how_to_go_on(demo, whole, tmp_path, monkeypatch, number, capsys):  # noqa: F811
+    arguments = flags(demo, tmp_path / "a")
+    original = training.Training.step
+
+    def stop(self, group):
+        original(self, group)
+        if self.progress["step"] == 6:  # in the middle of the second epoch
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(training.Training, "step", stop)
+    with pytest.raises(KeyboardInterrupt, match="after step 6 of 8; .* --resume goes on"):
+        train.main(arguments)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(training.Training, "step", original)
+    train.main([*arguments, "--resume"])
+    assert "going on after step 6 of 8" in capsys.readouterr().out
+    assert_same_end(tmp_path / "a", whole)
+
+
+@pytest.fixture
+def stopped(demo, tmp_path, monkeypatch):  # noqa: F811
+    """A run that broke off after step 6, with a state of step 5 and one of step 6; its flags."""
+    arguments = flags(demo, tmp_path / "a", "--save_steps", "1")
+    original = training.Training.step
+
+    def break_off(self, group):
+        if self.progress["step"] == 6:
+            raise Killed
+        original(self, group)
+
+    monkeypatch.setattr(training.Training, "step", break_off)
+    with pytest.raises(Killed):
+        train.main(arguments)
+    monkeypatch.undo()
+    assert [x.name for x in resume.state_files(tmp_path / "a")] == [
+        "state-00000006.pt",
+        "state-00000005.pt",
+    ]
+    return tmp_path / "a", arguments
+
+
+@pytest.mark.parametrize("left", [0, 100, 0.5, 0.999])
+def test_a_truncated_state_falls_back_to_the_one_before(stopped, whole, capsys, left):
+    folder, arguments = stopped
+    newest = resume.state_files(folder)[0]
+    content = newest.read_bytes()
+    newest.write_bytes(content[: int(left * len(content)) if left < 1 else left])
+    train.main([*arguments, "--resume"])
+    captured = capsys.readouterr()
+    assert "state-00000006.pt: cannot be read" in captured.err
+    assert "going on after step 5 of 8" in captured.out
+    assert_same_end(folder, whole)
+
+
+def test_states_that_cannot_be_read_at_all(stopped, whole, capsys):
+    folder, arguments = stopped
+    for path in resume.state_files(folder):
+        path.write_bytes(b"nothing")
+    train.main([*arguments, "--resume"])
+    assert "going on" not in capsys.readouterr().out
+    assert_same_end(folder, whole)
+
+
+class Payload:
+    def __reduce__(self):
+        return (exec, ("import builtins; builtins.payload_ran = True",))
+
+
+def test_a_state_with_code_is_not_run(stopped, capsys):
+    import builtins
+
+    folder, _ = stopped
+    torch.save({"model": Payload()}, resume.state_files(folder)[0])
+    state = resume.load_state(folder)
+    assert not hasattr(builtins, "payload_ran")
+    assert state["progress"]["step"] == 5 and "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--learning_rate", "2e-3"], "started with learning_rate 0.001, not 0.002"),
+        (["--loss_type", "ATL"], "started with loss_type HingeABL, not ATL"),
+        (["--num_train_epochs", "3"], "started with num_train_epochs 2, not 3"),
+    ],
+)
+def test_other_settings_are_refused_by_name(stopped, more, message):
+    folder, arguments = stopped
+    with pytest.raises(InputError, match=message):
+        train.main([*arguments, *more, "--resume"])
+    assert len(resume.state_files(folder)) == 2, "nothing is lost"
+
+
+def test_other_data_are_refused(stopped, demo, tmp_path):  # noqa: F811
+    folder, arguments = stopped
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in demo.glob("*.json"):
+        (data / path.name).write_text(path.read_text() + (" " if "train" in path.name else ""))
+    with pytest.raises(InputError, match="started with train data"):
+        train.main([*arguments, "--data_dir", str(data), "--resume"])
+
+
+def test_an_interrupted_run_is_not_overwritten_by_accident(stopped, whole):
+    folder, arguments = stopped
+    with pytest.raises(InputError, match="holds an interrupted run; add --resume"):
+        train.main(arguments)
+    with pytest.raises(InputError, match="--resume: neither with"):
+        train.main([*arguments, "--resume", "--overwrite"])
+    assert len(resume.state_files(folder)) == 2
+    train.main([*arguments, "--overwrite"])
+    assert_same_end(folder, whole)
+
+
+def test_a_finished_run_stays_as_it_is(demo, whole, capsys):  # noqa: F811
+    before = (whole / "results.json").stat().st_mtime_ns
+    train.main([*flags(demo, whole), "--resume"])
+    assert "finished before" in capsys.readouterr().out
+    assert (whole / "results.json").stat().st_mtime_ns == before
+
+
+def test_several_seeds_go_on_where_they_were(demo, tmp_path, monkeypatch, capsys):  # noqa: F811
+    arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1", "--seeds", "1", "2")
+    original = training.Training.step
+
+    def break_off(self, group):
+        if self.args.seed == 2 and self.progress["step"] == 2:
+            raise Killed
+        original(self, group)
+
+    monkeypatch.setattr(training.Training, "step", break_off)
+    with pytest.raises(Killed):
+        train.main(arguments)
+    monkeypatch.undo()
+    train.main([*arguments, "--resume"])
+    assert "finished before" in capsys.readouterr().out
+    assert all((tmp_path / f"a/seed{x}/results.json").exists() for x in (1, 2))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_keeps_the_last_state(stopped, monkeypatch):
+    folder, arguments = stopped
+    original = torch.save
+
+    def save(content, path):
+        original(content, "/dev/full")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(InputError, match=r"state-00000007.pt: cannot be written: "):
+        train.main([*arguments, "--resume"])
+    assert len(resume.state_files(folder)) == 2
+    assert resume.load_state(folder)["progress"]["step"] == 6
+    assert not list(folder.glob(".*"))
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypatch):  # noqa: F811
+    original = training.train_step
+
+    def diverge(*arguments):
+        loss = original(*arguments)
+        return loss * float("nan") if diverge.step == 6 else loss
+
+    def count(*arguments):
+        diverge.step += 1
+        return diverge(*arguments)
+
+    diverge.step = 0
+    monkeypatch.setattr(training, "train_step", count)
+    with pytest.raises(InputError, match="the loss is nan at step 6: try a smaller"):
+        train.main(flags(demo, tmp_path / "a", "--save_steps", "1"))
+    assert resume.load_state(tmp_path / "a")["progress"]["step"] == 5
+
+
+def test_out_of_memory_is_one_line(demo, tmp_path, monkeypatch):  # noqa: F811
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "train_step", fail)
+    with pytest.raises(InputError, match="out of memory; take a smaller --train_batch_size"):
+        train.main(flags(demo, tmp_path / "a"))

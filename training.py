@@ -1,0 +1,228 @@
+"""Training: the optimizer, a step, the order of the documents, and the loop, which can be stopped
+and go on."""
+
+import json
+import sys
+import time
+
+import torch
+import transformers
+from tqdm import tqdm
+
+import resume
+from checkpoint import save_weights
+from losses import get_loss
+from prepro import InputError, write_atomically
+
+
+def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, unet_lr=4e-4):
+    """AdamW without weight decay, as the released codes have it. The new layers learn faster than
+    the encoder, and DocuNet's U-Net (with its projection) faster still."""
+    groups = {"encoder": [], "new": [], "unet": []}
+    for name, parameter in model.named_parameters():
+        kinds = {"model": "encoder", "liner": "unet", "segmentation_net": "unet"}
+        groups[kinds.get(name.split(".")[0], "new")].append(parameter)
+    rates = {"encoder": learning_rate, "new": classifier_lr, "unet": unet_lr}
+    groups = [{"params": groups[kind], "lr": rates[kind]} for kind in groups if groups[kind]]
+    return torch.optim.AdamW(
+        groups, lr=learning_rate, eps=adam_epsilon, weight_decay=0.0, fused=True
+    )
+
+
+def make_schedule(optimizer, num_steps, warmup_ratio):
+    """Linear warm-up over the first warmup_ratio of the steps, then linear to 0."""
+    warmup = int(num_steps * warmup_ratio)
+    return transformers.get_linear_schedule_with_warmup(optimizer, warmup, num_steps)
+
+
+def train_step(model, batches, loss_function, optimizer, schedule, scaler, amp, max_grad_norm):
+    """One step of the optimizer over one accumulation group of batches; returns the mean loss."""
+    total = 0.0
+    for batch in batches:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        with amp():
+            logits = model(**inputs)
+        # A batch without any pair (documents of one entity) has no loss, and zero gradients.
+        loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
+        loss = loss / len(batches)
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    schedule.step()
+    optimizer.zero_grad()
+    return total
+
+
+def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
+    """The document numbers of an epoch, shuffled: groups of batches, the last incomplete group
+    dropped. by_length: sorted by length within every 16 groups, then the groups shuffled again."""
+
+    def cut(items, size):
+        return [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
+
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    size = batch_size * accumulation
+    order = order[: len(order) // size * size]
+    if by_length:
+        parts = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
+        order = [i for part in parts for i in sorted(part, key=lambda i: lengths[i])]
+    groups = [cut(group, batch_size) for group in cut(order, size)]
+    if by_length:
+        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    return groups
+
+
+class Training:
+    """A run while it trains. All that its future depends on is saved once an epoch, so that a run
+    that was killed goes on to the same end.
+
+    run: a train.Run; log(record, step) is called after each evaluation. With --resume it takes up
+    the newest state in the run's folder, if there is one.
+    """
+
+    def __init__(self, run, log):
+        self.run, self.args, self.log = run, run.args, log
+        args, self.features = run.args, run.features["train"]
+        self.lengths = [len(feature["input_ids"]) for feature in self.features]
+        self.group_size = args.train_batch_size * args.gradient_accumulation_steps
+        self.num_steps = len(self.features) // self.group_size * args.num_train_epochs
+        rates = args.learning_rate, args.classifier_lr, args.adam_epsilon, args.unet_lr
+        self.optimizer = make_optimizer(run.model, *rates)
+        self.schedule = make_schedule(self.optimizer, self.num_steps, args.warmup_ratio)
+        kind = torch.device(args.device).type
+        self.scaler = torch.amp.GradScaler(kind, enabled=args.precision == "fp16")
+        self.loss_function = get_loss(args.loss_type, args.margin, args.gamma, args.hinge_norm)
+        self.generator = torch.Generator().manual_seed(args.seed)
+        self.order = self.generator.get_state()  # as it was when the epoch began
+        # group: how many of the epoch's are done; records: of the evaluations
+        self.progress = {"epoch": 1, "group": 0, "step": 0, "seconds": 0.0, "records": []}
+        self.losses = []  # since the last evaluation; on the device, so that no step waits
+        if args.resume:
+            self.restore()
+        self.started = time.perf_counter() - self.progress["seconds"]
+
+    def __call__(self):
+        """Trains to the end; returns the record of the best evaluation, whose weights lie in the
+        run's folder. Raises InputError for a loss that is no number, KeyboardInterrupt when stopped
+        (after a first Ctrl-C or SIGTERM the state is saved)."""
+        args, progress = self.args, self.progress
+        pause = 0.1 if sys.stderr.isatty() else 60  # seconds; a log file needs no animation
+        bar = tqdm(
+            desc="train",
+            unit="doc",
+            initial=progress["step"] * self.group_size,
+            total=self.num_steps * self.group_size,
+            mininterval=pause,
+        )
+        with bar, resume.stop_requests() as requests:
+            while progress["epoch"] <= args.num_train_epochs:
+                self.generator.set_state(self.order)
+                sizes = args.train_batch_size, args.gradient_accumulation_steps
+                groups = epoch_groups(self.lengths, *sizes, self.generator, args.group_by_length)
+                for group in groups[progress["group"] :]:
+                    self.step(group)
+                    bar.update(self.group_size)
+                    progress["group"] += 1
+                    is_last = progress["group"] == len(groups)
+                    evaluates = is_last or self.is_due(args.evaluation_steps)
+                    saves = is_last or self.is_due(args.save_steps) or requests
+                    if evaluates or saves or self.is_due(10):
+                        loss = self.last_loss()
+                        bar.set_postfix(epoch=progress["epoch"], loss=f"{loss:.3f}", refresh=False)
+                    if evaluates:
+                        self.evaluate()
+                    if is_last:
+                        self.order = self.generator.get_state()
+                        progress |= {"epoch": progress["epoch"] + 1, "group": 0}
+                    if saves:
+                        self.save()
+                    if requests:
+                        raise KeyboardInterrupt(
+                            f"stopped after step {progress['step']} of {self.num_steps}; the same "
+                            "command with --resume goes on"
+                        )
+        return best_of(progress["records"])
+
+    def is_due(self, every):
+        return every > 0 and self.progress["step"] % every == 0
+
+    def step(self, group):
+        """A step over one accumulation group, lists of document numbers."""
+        self.run.model.train()
+        batches = [self.run.batch([self.features[i] for i in batch]) for batch in group]
+        parts = self.loss_function, self.optimizer, self.schedule, self.scaler, self.run.amp
+        self.losses.append(train_step(self.run.model, batches, *parts, self.args.max_grad_norm))
+        self.progress["step"] += 1
+
+    def last_loss(self):
+        """Raises InputError if any loss since the last evaluation is no number."""
+        values = torch.stack(self.losses).tolist()
+        for i, value in enumerate(values):
+            if value - value != 0:  # infinite or not a number
+                step = self.progress["step"] - len(values) + 1 + i
+                raise InputError(
+                    f"the loss is {value} at step {step}: try a smaller --learning_rate or "
+                    "--precision fp32; the best weights so far are kept"
+                )
+        return values[-1]
+
+    def evaluate(self):
+        """Scores dev, adds a line to metrics.jsonl, and keeps the weights if they are the best."""
+        progress, records = self.progress, self.progress["records"]
+        scores = self.run.score("dev", *self.run.predict("dev"))[0]
+        record = {
+            "epoch": progress["epoch"],
+            "step": progress["step"],
+            "loss": torch.stack(self.losses).mean().item(),
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "dev": scores,
+        }
+        self.losses.clear()
+        records.append(record)
+        is_best = best_of(records) is record
+        tqdm.write(
+            f"epoch {record['epoch']:3d}  step {record['step']:5d}  loss {record['loss']:8.4f}  "
+            f"dev F1 {100 * scores['f1']:5.2f}  precision {100 * scores['precision']:5.2f}  "
+            f"recall {100 * scores['recall']:5.2f}  {record['seconds']:6.0f} s"
+            f"{'  *' if is_best else ''}"
+        )
+        folder = self.run.folder
+        lines = "".join(json.dumps(x) + "\n" for x in records)
+        write_atomically(folder / "metrics.jsonl", lambda path: path.write_text(lines, "utf-8"))
+        dev = {f"dev/{name}": x for name, x in scores.items()}
+        self.log({"loss": record["loss"]} | dev, record["step"])
+        if is_best:
+            save_weights(self.run.model, folder)
+
+    def save(self):
+        """Writes the state of training into the run's folder (resume.save_state)."""
+        self.progress["seconds"] = time.perf_counter() - self.started
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        state |= {"progress": self.progress, "losses": [loss.item() for loss in self.losses]}
+        state |= {"order": self.order, "random": resume.random_states(self.args.device)}
+        state["settings"] = self.run.settings()
+        resume.save_state(self.run.folder, self.progress["step"], state)
+
+    def restore(self):
+        state = resume.load_state(self.run.folder)
+        if state is None:
+            return
+        resume.check_settings(state["settings"], self.run.settings(), self.run.folder)
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.order, self.progress = state["order"], state["progress"]
+        self.losses = [torch.tensor(loss, device=self.args.device) for loss in state["losses"]]
+        resume.set_random_states(state["random"], self.args.device)
+        tqdm.write(f"going on after step {self.progress['step']} of {self.num_steps}")
+
+    def parts(self):
+        names = "optimizer", "schedule", "scaler"
+        return {"model": self.run.model} | {name: getattr(self, name) for name in names}
+
+
+def best_of(records):
+    """The evaluation of the best dev F1, the first of equals."""
+    return max(records, key=lambda record: record["dev"]["f1"])
