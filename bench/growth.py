@@ -19,6 +19,7 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator  # noqa: E402
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
@@ -88,14 +89,16 @@ def draw(points, path):
                 work = [x["work"] * scale for x in series]
                 ax.loglog(values, work, "--", color="tab:blue", label="growth of the work")
             ax.set_xticks(values, [str(x) for x in values])
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
             ax.minorticks_off()
             ax.grid(alpha=0.3)
             if column == 0:
                 ax.set_ylabel(unit)
                 ax.legend()
         axes[1][column].set_xlabel(labels[name])
-    rest = ", ".join(f"{value} {labels[name]}" for name, value in USUAL.items())
-    figure.suptitle(f"One training step (where not varied: {rest})")
+    usual = "{tokens} tokens a document, {entities} entities, {batch} documents".format(**USUAL)
+    figure.suptitle(f"One training step (where not varied: {usual})")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

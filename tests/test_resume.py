@@ -83,7 +83,7 @@ def test_killed_at_a_random_moment(demo, whole, tmp_path, kill):  # noqa: F811
         while killed < 3 and not (output / "rel2id.json").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         try:
-            timeout = None if killed == 3 else draw.uniform(0, 4)
+            timeout = None if killed == 3 else draw.uniform(0, 8)
             _, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
