@@ -45,6 +45,20 @@ class Killed(BaseException):
     """Ends a run in this process as abruptly as a signal would, short of the finally blocks."""
 
 
+def run_until(step, arguments, monkeypatch, seed=66):
+    """Breaks the run of this seed off after that step."""
+    original = training.Training.step
+
+    def break_off(self, group):
+        if self.progress["step"] == step and self.args.seed == seed:
+            raise Killed
+        original(self, group)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.Training, "step", break_off)
+        train.main(arguments)
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("save_steps", ["-1", "1", "3"])
 def test_a_run_that_breaks_off_goes_on_to_the_same_end(
@@ -52,17 +66,7 @@ def test_a_run_that_breaks_off_goes_on_to_the_same_end(
 ):  # fmt: skip
     """After every kind of step: mid-epoch, before and after an evaluation, at the very end."""
     arguments = flags(demo, tmp_path / "a", "--save_steps", save_steps)
-    original = training.Training.step
-
-    def break_off(self, group):
-        if self.progress["step"] == step - 1:
-            raise Killed
-        original(self, group)
-
-    monkeypatch.setattr(training.Training, "step", break_off)
-    with pytest.raises(Killed):
-        train.main(arguments)
-    monkeypatch.setattr(training.Training, "step", original)
+    run_until(step - 1, arguments, monkeypatch)
     train.main([*arguments, "--resume"])
     assert_same_end(tmp_path / "a", whole)
 
@@ -119,17 +123,7 @@ def test_a_stop_saves_and_says_how_to_go_on(demo, whole, tmp_path, monkeypatch, 
 def stopped(demo, tmp_path, monkeypatch):  # noqa: F811
     """A run that broke off after step 6, with a state of step 5 and one of step 6; its flags."""
     arguments = flags(demo, tmp_path / "a", "--save_steps", "1")
-    original = training.Training.step
-
-    def break_off(self, group):
-        if self.progress["step"] == 6:
-            raise Killed
-        original(self, group)
-
-    monkeypatch.setattr(training.Training, "step", break_off)
-    with pytest.raises(Killed):
-        train.main(arguments)
-    monkeypatch.undo()
+    run_until(6, arguments, monkeypatch)
     assert [x.name for x in resume.state_files(tmp_path / "a")] == [
         "state-00000006.pt",
         "state-00000005.pt",
@@ -219,17 +213,7 @@ def test_a_finished_run_stays_as_it_is(demo, whole, capsys):  # noqa: F811
 
 def test_several_seeds_go_on_where_they_were(demo, tmp_path, monkeypatch, capsys):  # noqa: F811
     arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1", "--seeds", "1", "2")
-    original = training.Training.step
-
-    def break_off(self, group):
-        if self.args.seed == 2 and self.progress["step"] == 2:
-            raise Killed
-        original(self, group)
-
-    monkeypatch.setattr(training.Training, "step", break_off)
-    with pytest.raises(Killed):
-        train.main(arguments)
-    monkeypatch.undo()
+    run_until(2, arguments, monkeypatch, seed=2)
     train.main([*arguments, "--resume"])
     assert "finished before" in capsys.readouterr().out
     assert all((tmp_path / f"a/seed{x}/results.json").exists() for x in (1, 2))
