@@ -3,6 +3,7 @@
 import re
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -29,6 +30,8 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
             config = AutoConfig.for_model(**source)
         else:
             config = AutoConfig.from_pretrained(source)
+        if getattr(config, "is_decoder", False):
+            raise ValueError("a decoder (is_decoder), whose tokens do not see those after them")
         if attention_dropout is not None:
             setattr(config, dropout_name(config), attention_dropout)
         options = {} if has_plain_attention(config) else {"attn_implementation": "eager"}
@@ -106,7 +109,14 @@ def save_config(model, folder, **more):
 def save_weights(model, folder):
     """Writes model.safetensors, under the released code's parameter names."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path))
+
+    def write(path):
+        try:
+            save_file(state, path)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise OSError(str(error)) from None
+
+    write_atomically(folder / "model.safetensors", write)
 
 
 def load_model(folder):

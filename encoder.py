@@ -206,7 +206,8 @@ def keep(like, rate, random):
     """1 with probability 1 - rate (to 16 bits), else 0: a tensor like `like`."""
     bits = random.random_raw(-(-like.numel() // 4)).view(np.int16)
     bits = torch.from_numpy(bits)[: like.numel()].view(like.shape)
-    return torch.ge(bits, round(rate * 2**16) - 2**15, out=torch.empty_like(like))
+    limit = min(round(rate * 2**16), 2**16 - 1) - 2**15
+    return torch.ge(bits, limit, out=torch.empty_like(like))
 
 
 def _seed():

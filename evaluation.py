@@ -160,11 +160,12 @@ def _mean(values):
 PATTERNS = ("TP", "TN", "FP", "FN_CRK", "FN_IRK")
 
 
-def prediction_patterns(logits, labels, threshold=None):
+def prediction_patterns(logits, labels, threshold=None, shift=0.0):
     """The pattern of every pair (Fig. 2 of the paper), [pairs] int: an index into PATTERNS.
 
     logits, labels: [pairs, classes] arrays, column 0 the threshold class; threshold: [pairs, 1] or
-    a number, None: logits[:, :1]. TN: nothing predicted and nothing holds; TP: the sets are equal;
+    a number, None: logits[:, :1]; shift: added to it. TN: nothing predicted and nothing holds; TP:
+    the sets are equal;
     FP: something predicted, the sets differ; FN: nothing predicted though something holds, CRK if
     every true relation scores higher than every false one, else IRK. No limit on the number of
     relations predicted.
@@ -172,7 +173,7 @@ def prediction_patterns(logits, labels, threshold=None):
     scores, labels = np.asarray(logits), np.asarray(labels)[:, 1:] > 0
     threshold = scores[:, :1] if threshold is None else threshold
     scores = scores[:, 1:]
-    predicted = scores > threshold
+    predicted = scores - threshold > shift  # as losses.decode
     holds, found = labels.any(1), predicted.any(1)
     lowest_true = np.where(labels, scores, np.inf).min(1)
     highest_false = np.where(labels, -np.inf, scores).max(1)
@@ -185,9 +186,9 @@ def prediction_patterns(logits, labels, threshold=None):
     return np.select(cases, range(4), default=4)
 
 
-def count_patterns(logits, labels, threshold=None):
+def count_patterns(logits, labels, threshold=None, shift=0.0):
     """Counts of the PATTERNS, and the ratios of the paper's Table 4: F/(T+F), FN/F, FN_CRK/FN."""
-    patterns = prediction_patterns(logits, labels, threshold)
+    patterns = prediction_patterns(logits, labels, threshold, shift)
     counts = dict(zip(PATTERNS, np.bincount(patterns, minlength=5).tolist(), strict=True))
     missed = counts["FN_CRK"] + counts["FN_IRK"]
     false = counts["FP"] + missed

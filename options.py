@@ -15,8 +15,8 @@ SAVED_WITH_MODEL = ("backbone", "loss_type", "num_labels", "num_class", "max_seq
 
 # Flags that a run may go on with as others than it began with.
 FREE_TO_CHANGE = frozenset(
-    "data_dir output_dir overwrite resume save_steps save_logits tune_threshold test_batch_size "
-    "device wandb proj_name run_name".split()
+    "data_dir rel2id output_dir overwrite resume save_steps save_logits tune_threshold "
+    "test_batch_size device wandb proj_name run_name".split()
 )
 
 LEAST = {  # what a flag must be at least
@@ -146,6 +146,8 @@ def check_args(args):
     for name in "learning_rate classifier_lr num_train_epochs max_grad_norm adam_epsilon".split():
         if not getattr(args, name) > 0:
             raise InputError(f"--{name}: {getattr(args, name)} is not above 0")
+    if args.attention_dropout is not None and not 0 <= args.attention_dropout < 1:
+        raise InputError(f"--attention_dropout: {args.attention_dropout} is not in [0, 1)")
     if not 0 <= args.warmup_ratio <= 1:
         raise InputError(f"--warmup_ratio: {args.warmup_ratio} is not between 0 and 1")
     if args.emb_size % 64:

@@ -31,19 +31,35 @@ def save_state(folder, step, content):
 
 
 def load_state(folder):
-    """The newest state that can be read (no code in it is run); None if none can."""
+    """The newest state that can be read (no code in it is run); None where there is none. Newer
+    ones that cannot be read are removed. Raises InputError if none can be read."""
+    broken = []
     for path in state_files(folder):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:  # not the file's fault: it may be readable tomorrow
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
         except Exception as error:  # whatever torch raises on a cut or foreign file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"{path}: cannot be read ({reason:.100}); trying the one before", file=sys.stderr)
+            print(f"{path}: not a state ({reason:.100}); trying the one before", file=sys.stderr)
+            broken.append(path)
+            continue
+        for newer in broken:
+            newer.unlink()
+        return state
+    if broken:
+        raise InputError(f"{folder}: no state in it can be read; --overwrite starts anew")
     return None
 
 
 def state_files(folder):
     """The states of a run folder, the newest first."""
     return sorted(folder.glob("state-*.pt"), reverse=True)
+
+
+def remove_states(folder):
+    for path in state_files(folder):
+        path.unlink()
 
 
 def random_states(device):

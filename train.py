@@ -8,6 +8,7 @@ The recipe is the paper's Appendix B; every number of it is a flag.
 """
 
 import hashlib
+import json
 import os
 import platform
 from functools import partial
@@ -202,8 +203,8 @@ class Run:
         predicted = decode(logits, loss_type, self.args.num_labels, shift)
         submission = to_official(predicted, self.features[split], self.rel2id)
         scores = evaluation.evaluate(submission, self.splits[split], self.train_facts)
-        threshold = (threshold_of(logits, loss_type) + shift).numpy()
-        patterns = evaluation.count_patterns(logits.numpy(), labels.numpy(), threshold)
+        threshold = threshold_of(logits, loss_type).numpy()
+        patterns = evaluation.count_patterns(logits.numpy(), labels.numpy(), threshold, shift)
         return scores | patterns, submission
 
     def tune(self, outputs):
@@ -223,7 +224,8 @@ class Run:
         described = self.describe()
         given = {name: x for name, x in described["args"].items() if name not in FREE_TO_CHANGE}
         data = {f"{split} data": x["sha256"] for split, x in described["data"].items()}
-        return given | data
+        relations = hashlib.sha256(json.dumps(self.rel2id, sort_keys=True).encode()).hexdigest()
+        return given | data | {"relations": relations}
 
     def describe(self):
         """What the run was made from, for results.json: settings, data and software."""
@@ -280,15 +282,17 @@ def make_folder(args):
 
 def start_folder(run, args):
     """Clears the run folder of an earlier run and writes what is known before training."""
+    resume.remove_states(run.folder)
     names = "results.json metrics.jsonl predictions.json model.safetensors"
     for name in [*names.split(), "dev_logits.npz", "test_logits.npz"]:
         (run.folder / name).unlink(missing_ok=True)
-    for path in resume.state_files(run.folder):
-        path.unlink()
     saved = {name: getattr(args, name) for name in SAVED_WITH_MODEL}
     save_config(run.model, run.folder, run=saved)
     write_json(run.folder / "rel2id.json", run.rel2id)
-    run.tokenizer.save_pretrained(run.folder / "tokenizer")
+    try:
+        run.tokenizer.save_pretrained(run.folder / "tokenizer")
+    except Exception as error:  # tokenizers raises Exception itself, of a full disk too
+        raise InputError(f"{run.folder}/tokenizer: cannot be written: {error}") from None
 
 
 def complete(run):
@@ -325,8 +329,7 @@ def complete(run):
             write_atomically(folder / f"{split}_logits.npz", save)
     if folder:
         write_json(folder / "results.json", results)
-        for path in resume.state_files(folder):
-            path.unlink()
+        resume.remove_states(folder)
         print(f"run folder: {folder}")
 
 
@@ -336,6 +339,7 @@ def main(argv=None):
     run = None
     for args in parse_runs(argv):
         if args.resume and (Path(args.output_dir) / "results.json").exists():
+            resume.remove_states(Path(args.output_dir))  # killed before it could
             print(f"finished before: {args.output_dir}")
             continue
         run = Run(args, like=run)

@@ -128,18 +128,19 @@ class Training:
                     progress["group"] += 1
                     is_last = progress["group"] == len(groups)
                     evaluates = is_last or self.is_due(args.evaluation_steps)
-                    saves = is_last or self.is_due(args.save_steps) or requests
-                    if evaluates or saves or self.is_due(10):
+                    saves = is_last or self.is_due(args.save_steps)
+                    if evaluates or saves or requests or self.is_due(10):
                         loss = self.last_loss()
                         bar.set_postfix(epoch=progress["epoch"], loss=f"{loss:.3f}", refresh=False)
                     if evaluates:
-                        self.evaluate()
+                        saves |= self.evaluate()  # the best weights and the state go together
                     if is_last:
                         self.order = self.generator.get_state()
                         progress |= {"epoch": progress["epoch"] + 1, "group": 0}
-                    if saves:
+                    stops = bool(requests)
+                    if saves or stops:
                         self.save()
-                    if requests:
+                    if stops:
                         raise KeyboardInterrupt(
                             f"stopped after step {progress['step']} of {self.num_steps}; the same "
                             "command with --resume goes on"
@@ -170,7 +171,8 @@ class Training:
         return values[-1]
 
     def evaluate(self):
-        """Scores dev, adds a line to metrics.jsonl, and keeps the weights if they are the best."""
+        """Scores dev, adds a line to metrics.jsonl, and keeps the weights if they are the best;
+        returns whether they are."""
         progress, records = self.progress, self.progress["records"]
         scores = self.run.score("dev", *self.run.predict("dev"))[0]
         record = {
@@ -196,6 +198,7 @@ class Training:
         self.log({"loss": record["loss"]} | dev, record["step"])
         if is_best:
             save_weights(self.run.model, folder)
+        return is_best
 
     def save(self):
         """Writes the state of training into the run's folder (resume.save_state)."""

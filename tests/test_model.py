@@ -234,6 +234,12 @@ def test_encoder_without_attention_is_refused_by_name(config):
         build_encoder("", config | {"vocab_size": 50}, weights=False)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_a_decoder_is_refused(kind):
+    with pytest.raises(InputError, match="a decoder"):
+        small_encoder(kind, is_decoder=True)
+
+
 def test_encoder_without_all_its_weights_is_refused(tmp_path):
     encoder = small_encoder()
     encoder.save_pretrained(tmp_path)

@@ -9,7 +9,14 @@ from conftest import SHARED_DIR, make_document, shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prepro import InputError, docred_features, read_docred, read_documents, relation_ids
+from prepro import (
+    InputError,
+    docred_features,
+    read_docred,
+    read_documents,
+    relation_ids,
+    write_json,
+)
 from train import load_tokenizer
 
 
@@ -90,7 +97,8 @@ def test_tokenizer_without_marker_is_refused(tmp_path, documents):
     from transformers import BertTokenizerFast
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the"]))
-    tokenizer = BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    assert tokenizer("the", add_special_tokens=False)["input_ids"] == [4]
     with pytest.raises(InputError, match='no token "\\*"'):
         docred_features(documents, tokenizer)
 
@@ -254,3 +262,10 @@ def test_mutated_documents_are_read_or_refused_with_one_line(tmp_path, place, va
         if tokenizer_path.exists():  # what is let in must go through
             tokenizer = load_tokenizer(tokenizer_path)
             assert len(docred_features(documents, tokenizer)) == len(documents)
+
+
+def test_a_path_that_no_file_can_have_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x.json", tmp_path / ("x" * 250)):
+        with pytest.raises(InputError, match="cannot be written"):
+            write_json(path, {})

@@ -1,5 +1,6 @@
 """Runs that are killed or stopped go on to the same end; what cannot go on says so in one line."""
 
+import json
 import os
 import random
 import signal
@@ -139,18 +140,42 @@ def test_a_truncated_state_falls_back_to_the_one_before(stopped, whole, capsys, 
     newest.write_bytes(content[: int(left * len(content)) if left < 1 else left])
     train.main([*arguments, "--resume"])
     captured = capsys.readouterr()
-    assert "state-00000006.pt: cannot be read" in captured.err
+    assert "state-00000006.pt: not a state" in captured.err
     assert "going on after step 5 of 8" in captured.out
     assert_same_end(folder, whole)
 
 
-def test_states_that_cannot_be_read_at_all(stopped, whole, capsys):
+def test_states_that_cannot_be_read_at_all(stopped, whole):
+    """Starting anew is not done unasked: days of work may only need another torch."""
     folder, arguments = stopped
     for path in resume.state_files(folder):
         path.write_bytes(b"nothing")
-    train.main([*arguments, "--resume"])
-    assert "going on" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="no state in it can be read; --overwrite starts anew"):
+        train.main([*arguments, "--resume"])
+    assert len(resume.state_files(folder)) == 2
+    train.main([*arguments, "--overwrite"])
     assert_same_end(folder, whole)
+
+
+def test_a_disk_that_does_not_answer_ends_the_run(stopped, monkeypatch):
+    folder, arguments = stopped
+
+    def load(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(InputError, match="state-00000006.pt: cannot be read: Input/output error"):
+        train.main([*arguments, "--resume"])
+    assert len(resume.state_files(folder)) == 2
+
+
+def test_a_broken_newer_state_takes_no_place(stopped):
+    folder, _ = stopped
+    (folder / "state-00000500.pt").write_bytes(b"")
+    assert resume.load_state(folder)["progress"]["step"] == 6
+    resume.save_state(folder, 7, {"progress": {"step": 7}})
+    names = [path.name for path in resume.state_files(folder)]
+    assert names == ["state-00000007.pt", "state-00000006.pt"]
 
 
 class Payload:
@@ -165,7 +190,7 @@ def test_a_state_with_code_is_not_run(stopped, capsys):
     torch.save({"model": Payload()}, resume.state_files(folder)[0])
     state = resume.load_state(folder)
     assert not hasattr(builtins, "payload_ran")
-    assert state["progress"]["step"] == 5 and "cannot be read" in capsys.readouterr().err
+    assert state["progress"]["step"] == 5 and "not a state" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -193,6 +218,35 @@ def test_other_data_are_refused(stopped, demo, tmp_path):  # noqa: F811
         train.main([*arguments, "--data_dir", str(data), "--resume"])
 
 
+def test_relations_are_compared_by_content(stopped, whole, tmp_path):
+    folder, arguments = stopped
+    relations = read(ROOT / "meta/rel2id.json")
+    moved, changed = tmp_path / "moved.json", tmp_path / "changed.json"
+    moved.write_text(json.dumps(relations, indent=2))
+    relations |= {"P17": relations["P19"], "P19": relations["P17"]}
+    changed.write_text(json.dumps(relations))
+    with pytest.raises(InputError, match="started with relations"):
+        train.main([*arguments, "--rel2id", str(changed), "--resume"])
+    train.main([*arguments, "--rel2id", str(moved), "--resume"])
+    assert_same_end(folder, whole)
+
+
+def test_the_best_weights_and_the_state_go_together(demo, tmp_path, monkeypatch):  # noqa: F811
+    """However the scores run: after every evaluation, the weights are the best state's."""
+    arguments = flags(demo, tmp_path / "a", "--evaluation_steps", "1")
+    scores = iter([0.1, 0.3, 0.2, 0.25, 0.5, 0.4])
+
+    def score(self, *arguments):
+        return {"f1": next(scores), "precision": 0.0, "recall": 0.0}, []
+
+    monkeypatch.setattr(train.Run, "score", score)
+    run_until(6, arguments, monkeypatch)
+    state = resume.load_state(tmp_path / "a")
+    assert training.best_of(state["progress"]["records"])["step"] == 5 == state["progress"]["step"]
+    weights = load_file(tmp_path / "a" / "model.safetensors")
+    assert all(torch.equal(weights[name], state["model"][name]) for name in weights)
+
+
 def test_an_interrupted_run_is_not_overwritten_by_accident(stopped, whole):
     folder, arguments = stopped
     with pytest.raises(InputError, match="holds an interrupted run; add --resume"):
@@ -206,7 +260,9 @@ def test_an_interrupted_run_is_not_overwritten_by_accident(stopped, whole):
 
 def test_a_finished_run_stays_as_it_is(demo, whole, capsys):  # noqa: F811
     before = (whole / "results.json").stat().st_mtime_ns
+    (whole / "state-00000008.pt").write_bytes(b"left by a kill at the very end")
     train.main([*flags(demo, whole), "--resume"])
+    assert not resume.state_files(whole)
     assert "finished before" in capsys.readouterr().out
     assert (whole / "results.json").stat().st_mtime_ns == before
 
@@ -233,6 +289,22 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(stopped, monkeypatch):
     assert len(resume.state_files(folder)) == 2
     assert resume.load_state(folder)["progress"]["step"] == 6
     assert not list(folder.glob(".*"))
+
+
+def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):  # noqa: F811
+    """RLIMIT_FSIZE stands for the disk: files end at 100 kB."""
+    code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+    code += (
+        "import sys, train; from prepro import run_main; run_main(lambda: train.main(sys.argv[1:]))"
+    )
+    arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1")
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "model.safetensors: cannot be written: " in result.stderr
+    assert not list((tmp_path / "a").glob(".*"))
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypatch):  # noqa: F811

@@ -217,6 +217,10 @@ def test_dropout_keeps_as_many_as_it_says_and_the_mean():
     assert torch.equal(dropout(x, 0.0), x)
 
 
+def test_dropout_near_one_keeps_next_to_nothing():
+    assert (dropout(torch.ones(1000), 0.999999) != 0).sum() <= 3
+
+
 def test_dropout_follows_the_seed():
     x = torch.ones(100, 100)
     draws = []

@@ -187,6 +187,7 @@ BAD_RUNS = {
     "batch": (["--train_batch_size", "0"], "--train_batch_size: 0 is less than 1"),
     "batch too large": (["--train_batch_size", "17"], "16 documents do not fill one step of 17"),
     "classes": (["--num_class", "10"], "--num_class: 10, but"),
+    "dropout": (["--attention_dropout", "1"], "--attention_dropout: 1.0 is not in [0, 1)"),
     "warm-up": (["--warmup_ratio", "2"], "--warmup_ratio: 2.0 is not between 0 and 1"),
     "device": (["--device", "quantum"], "--device quantum: "),
     "fp16": (["--precision", "fp16"], "--precision fp16: needs a GPU"),
