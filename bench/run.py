@@ -333,6 +333,8 @@ def memory_of_step(args):
         features = [textbook(feature) for feature in features]
         pair.ours = None
         pair.rest.pop("ours")
+    if args.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
         getattr(pair, f"train_{args.memory_of}")(features)
     if args.device.startswith("cuda"):
