@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, make_document
 
 from evaluation import PATTERNS, count_patterns, evaluate, prediction_patterns, read_predictions
+from losses import decode
 from prepro import InputError
 
 
@@ -197,3 +199,15 @@ def test_bad_submissions(tmp_path, split, content, message):
     with pytest.raises(InputError) as error:
         read_predictions(path, split[0])
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_patterns_at_a_shifted_threshold_are_those_of_the_predictions():
+    """A pair is predicted, for the patterns, exactly where it is for the submission."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3000, 97, generator=generator)
+    labels = torch.rand(3000, 97, generator=generator) < 0.01
+    # the highest margin of each pair as its shift: rounding decides whether it is above
+    shift = logits[:, 1:].max(1, keepdim=True).values - logits[:, :1]
+    assert not decode(logits, "ATL", -1, shift)[:, 1:].any()
+    patterns = prediction_patterns(logits.numpy(), labels.numpy(), None, shift.numpy())
+    assert set(np.array(PATTERNS)[patterns]) == {"TN", "FN_CRK", "FN_IRK"}
