@@ -109,14 +109,8 @@ def save_config(model, folder, **more):
 def save_weights(model, folder):
     """Writes model.safetensors, under the released code's parameter names."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-
-    def write(path):
-        try:
-            save_file(state, path)
-        except SafetensorError as error:  # what safetensors makes of a full disk
-            raise OSError(str(error)) from None
-
-    write_atomically(folder / "model.safetensors", write)
+    path = folder / "model.safetensors"
+    write_atomically(path, lambda temporary: save_file(state, temporary), SafetensorError)
 
 
 def load_model(folder):

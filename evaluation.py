@@ -165,10 +165,9 @@ def prediction_patterns(logits, labels, threshold=None, shift=0.0):
 
     logits, labels: [pairs, classes] arrays, column 0 the threshold class; threshold: [pairs, 1] or
     a number, None: logits[:, :1]; shift: added to it. TN: nothing predicted and nothing holds; TP:
-    the sets are equal;
-    FP: something predicted, the sets differ; FN: nothing predicted though something holds, CRK if
-    every true relation scores higher than every false one, else IRK. No limit on the number of
-    relations predicted.
+    the sets are equal; FP: something predicted, the sets differ; FN: nothing predicted though
+    something holds, CRK if every true relation scores higher than every false one, else IRK. No
+    limit on the number of relations predicted.
     """
     scores, labels = np.asarray(logits), np.asarray(labels)[:, 1:] > 0
     threshold = scores[:, :1] if threshold is None else threshold

@@ -42,16 +42,18 @@ def run_main(main):
         sys.exit(130)
 
 
-def write_atomically(path, write):
+def write_atomically(path, write, faults=OSError):
     """Calls write(a temporary path beside `path`) and moves the result into place: a reader, or a
-    kill at any moment, sees the old file or the new one."""
+    kill at any moment, sees the old file or the new one. faults: what `write` raises of a disk that
+    is full or of a path that no file can have; it becomes an InputError."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except (OSError, faults) as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise InputError(f"{path}: cannot be written: {reason}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -18,14 +18,8 @@ from prepro import InputError, write_atomically
 def save_state(folder, step, content):
     """Writes state-<step>.pt, content being a dict of tensors, numbers, strings and the like, and
     removes all states but this and the one before. Raises InputError if it cannot be written."""
-
-    def write(path):
-        try:
-            torch.save(content, path)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(str(error).splitlines()[0]) from None
-
-    write_atomically(folder / f"state-{step:08d}.pt", write)
+    path = folder / f"state-{step:08d}.pt"
+    write_atomically(path, lambda temporary: torch.save(content, temporary), RuntimeError)
     for path in state_files(folder)[2:]:
         path.unlink()
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -221,29 +221,34 @@ class Run:
 
     def settings(self):
         """What a run that goes on must have in common with its beginning: name -> value."""
-        described = self.describe()
-        given = {name: x for name, x in described["args"].items() if name not in FREE_TO_CHANGE}
-        data = {f"{split} data": x["sha256"] for split, x in described["data"].items()}
+        given = {name: x for name, x in vars(self.args).items() if name not in FREE_TO_CHANGE}
+        data = {f"{split} data": x["sha256"] for split, x in self.data.items()}
         relations = hashlib.sha256(json.dumps(self.rel2id, sort_keys=True).encode()).hexdigest()
         return given | data | {"relations": relations}
 
-    def describe(self):
-        """What the run was made from, for results.json: settings, data and software."""
+    @cached_property
+    def data(self):
+        """Split -> its file, SHA-256 and size. (Read once: every saved state has the settings.)"""
         args = self.args
         files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
-        data = {}
+        found = {}
         for split, documents in self.splits.items():
             content = (Path(args.data_dir) / files[split]).read_bytes()
-            data[split] = {
+            found[split] = {
                 "file": files[split],
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "documents": len(documents),
                 "triples": len(evaluation.gold_facts(documents)),
             }
+        return found
+
+    def describe(self):
+        """What the run was made from, for results.json: settings, data and software."""
+        args = self.args
         on_gpu = args.device.startswith("cuda")
         return {
             "args": vars(args) | {"rel2id": str(args.rel2id)},
-            "data": data,
+            "data": self.data,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),

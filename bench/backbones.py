@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from checkpoint import build_encoder  # noqa: E402
 from losses import get_loss  # noqa: E402
 from model import BACKBONES  # noqa: E402
 from training import make_optimizer, make_schedule, train_step  # noqa: E402
-from utils import collate, set_seed  # noqa: E402
+from utils import autocast, collate, set_seed  # noqa: E402
 
 
 def make_features(args):
@@ -66,7 +65,7 @@ def measure(backbone, args):
     schedule = make_schedule(optimizer, 1000, 0.06)
     on_gpu = args.device.startswith("cuda")
     kind = "cuda" if on_gpu else "cpu"
-    amp = partial(torch.autocast, kind, dtype=torch.bfloat16, enabled=on_gpu)
+    amp = autocast(args.device, "bf16" if on_gpu else "fp32")
     scaler = torch.amp.GradScaler(kind, enabled=False)
 
     def step():

@@ -83,7 +83,7 @@ def parse_args():
     add("--repeats", type=int, default=5, help="of the work that is not done in parts")
     add("--only", nargs="+", choices=list(WORKS), help="default: all works")
     add("--json", help="also write the table here")
-    add("--memory_of", choices=["baseline", "ours"], help=argparse.SUPPRESS)
+    add("--memory_of", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     on_gpu = args.device.startswith("cuda")
     args.precision = args.precision or ("bf16" if on_gpu else "fp32")
@@ -101,11 +101,16 @@ def describe(args):
     return f"{name}, {torch.get_num_threads()} threads, {args.precision}"
 
 
+def waiter(device):
+    """A function that returns when the device has done all it was given."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
 def compare(work, baseline_way, our_way, parts, wait=lambda: None, note="", between=None):
     """A row of the table: every part done both ways, in turns of order; the median of the ratios.
     between: called after each part."""
-    seconds = {"baseline": [], "ours": []}
-    ways = {"baseline": baseline_way, "ours": our_way}
+    seconds = {way: [] for way in WAYS}
+    ways = dict(zip(WAYS, (baseline_way, our_way), strict=True))
     for i, part in enumerate(parts):
         for way in sorted(ways, reverse=i % 2 == 1):
             wait()
@@ -166,7 +171,7 @@ def score(args):
 class Pair:
     """The two ways with equal weights, and the same documents as features of each."""
 
-    def __init__(self, args, size, features=None):
+    def __init__(self, args, size):
         layers, width = SIZES[size]
         self.args = args
         self.tokenizer = load_tokenizer(args.tokenizer)
@@ -182,7 +187,7 @@ class Pair:
         self.tokens = opening, closing, self.tokenizer.pad_token_id
         kind = torch.device(args.device).type
         self.amp = autocast(args.device, args.precision)
-        self.wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
+        self.wait = waiter(args.device)
         self.rest = {}
         for way in WAYS:
             model = getattr(self, way)
@@ -279,7 +284,7 @@ def matrix_rate(args):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
     size = 1024 if args.device == "cpu" else 8192
     a, b = torch.randn(2, size, size, device=args.device).to(dtype)
-    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    wait = waiter(args.device)
     times = []
     for _ in range(20):
         wait()
