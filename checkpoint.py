@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from encoder import dropout_name, has_plain_attention
+from files import InputError, read_json, write_atomically, write_json
 from model import BACKBONES
-from prepro import InputError, read_json, write_atomically, write_json
 
 # The pooler's output is never used, and older transformers saved the position ids 0, 1, 2, ...
 _UNUSED = re.compile(r"(.*\.)?pooler\..*|.*position_ids")

@@ -20,17 +20,21 @@ Refused, with one line: a span that is empty, outside the text or only white spa
 """
 
 import io
-import json
 import re
 import sys
 import tempfile
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
 
-from prepro import InputError, check_document, check_text_document, document_name
-
-CHUNK = 1 << 20  # characters
-SPACE = re.compile(r"[ \t\n\r]*")
+from files import (
+    CHUNK,
+    InputError,
+    check_document,
+    check_text_document,
+    check_title,
+    document_name,
+    json_values,
+)
 
 FIELDS = "title", "sents", "vertexSet", "labels"
 
@@ -68,7 +72,7 @@ def read_new_documents(file, name, rel2id, unique_titles=False):
     file.seek(0)
     text = io.TextIOWrapper(file, encoding="utf-8-sig")
     try:
-        yield from new_documents(_json_values(text.read), rel2id, unique_titles)
+        yield from new_documents(json_values(text.read), rel2id, unique_titles)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -83,9 +87,8 @@ def new_documents(documents, rel2id, unique_titles=False):
     for index, given in enumerate(documents):
         try:
             document = as_docred(given, index, rel2id)
-            title = document["title"]
-            if unique_titles and first_with.setdefault(title, index) != index:
-                raise InputError(f"title: document {first_with[title]} has the same title")
+            if unique_titles:
+                check_title(document, index, first_with)
         except InputError as error:
             raise InputError(f"{document_name(given, index)}: {error}") from None
         yield document
@@ -152,68 +155,3 @@ def sentence_text(document, number):
         return " ".join(document["sents"][number])
     words = document["offsets"][number]
     return document["text"][words[0][0] : words[-1][1]]
-
-
-def _json_values(read):
-    """The items of a JSON list, or JSON values one after another, decoded as the text comes in.
-
-    read(n): the next n characters, fewer only at the end. Holds one chunk and one document of text.
-    """
-    decode = json.JSONDecoder().raw_decode
-    text, place, line, number = "", 0, 1, 0
-
-    def more():
-        nonlocal text, place, line
-        fresh = read(max(CHUNK, len(text) - place))  # doubled, so that a long document is cheap
-        line += text.count("\n", 0, place)
-        text, place = text[place:] + fresh, 0
-        return fresh
-
-    def upcoming():  # the next character that is not white space; "" at the end
-        nonlocal place
-        while True:
-            place = SPACE.match(text, place).end()
-            if place < len(text) or not more():
-                return text[place : place + 1]
-
-    def fault(reason, where):
-        here = line + text.count("\n", 0, where)
-        return InputError(f"document {number}: not valid JSON: line {here}: {reason}")
-
-    def value():
-        nonlocal place
-        while True:
-            try:
-                item, place = decode(text, place)
-                return item
-            except json.JSONDecodeError as error:
-                at_end = error.pos >= len(text.rstrip()) - 16  # of the longest literal and escape
-                if not (at_end or error.msg.startswith("Unterminated string")) or not more():
-                    raise fault(error.msg, error.pos) from None
-            except RecursionError:
-                raise fault("nested too deeply", place) from None
-            except ValueError as error:  # a number of thousands of digits
-                raise fault(str(error).split(";")[0], place) from None
-
-    if not upcoming():
-        raise InputError("the file is empty")
-    is_list = upcoming() == "["
-    place += is_list
-    while (character := upcoming()) not in ("", "]" if is_list else ""):
-        if number and is_list:
-            if character != ",":
-                raise fault("expected a comma or the end of the list", place)
-            place += 1
-            character = upcoming()
-        if character != "{":  # also because a number would not show where it ends
-            raise InputError(f"document {number}: expected an object, found {character!r}")
-        yield value()
-        number += 1
-    if is_list:
-        if not character:
-            raise fault("the list does not end", place)
-        place += 1
-        if upcoming():
-            raise fault("text after the end of the list", place)
-    if not number:
-        raise InputError("the list of documents is empty")

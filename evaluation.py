@@ -12,15 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from prepro import (
-    InputError,
-    OneLineParser,
-    read_documents,
-    read_json,
-    relation_ids,
-    run_main,
-    write_json,
-)
+from files import InputError, OneLineParser, read_documents, read_predictions, run_main, write_json
 
 # The ten relations with most facts in DocRED's training set; the rest are the long tail.
 FREQUENT = frozenset("P17 P131 P27 P150 P175 P577 P463 P527 P495 P361".split())
@@ -318,46 +310,6 @@ def read_logits(path):
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # whatever numpy and zipfile raise on a foreign file
         raise InputError(f"{path}: not a logits file: {error!r}") from None
-
-
-def read_predictions(path, truth, rel2id=None):
-    """A submission, validated against the documents it is about.
-
-    Raises InputError for anything but a list of {"title", "h_idx", "t_idx", "r"}, an entity that
-    its document does not have or an unknown relation. Unknown titles are allowed: they count as
-    predicted.
-    """
-    predictions = read_json(path)
-    if not isinstance(predictions, list):
-        kind = type(predictions).__name__
-        raise InputError(f"{path}: expected a list of predictions, found {kind}")
-    rel2id = relation_ids() if rel2id is None else rel2id
-    num_entities = {document["title"]: len(document["vertexSet"]) for document in truth}
-    for i, x in enumerate(predictions):
-        try:
-            _check_prediction(x, num_entities, rel2id)
-        except InputError as error:
-            raise InputError(f"{path}: prediction {i}: {error}") from None
-    return predictions
-
-
-def _check_prediction(x, num_entities, rel2id):
-    if not isinstance(x, dict):
-        raise InputError(f"expected an object, found {type(x).__name__}")
-    for name, kind in {"title": str, "h_idx": int, "t_idx": int, "r": str}.items():
-        if not isinstance(x.get(name), kind) or isinstance(x[name], bool):
-            raise InputError(f"{name}: expected {kind.__name__}, found {x.get(name)!r:.80}")
-    if rel2id.get(x["r"], 0) == 0:
-        raise InputError(f"r: unknown relation {x['r']!r:.80}")
-    limit = num_entities.get(x["title"])
-    for name in ("h_idx", "t_idx"):
-        if limit is not None and not 0 <= x[name] < limit:
-            raise InputError(f"{name}: {x[name]} is not one of {limit} entities")
-    evidence = x.get("evidence")
-    if evidence is not None and not (
-        isinstance(evidence, list) and all(isinstance(sentence, int) for sentence in evidence)
-    ):
-        raise InputError("evidence: expected a list of sentence numbers")
 
 
 def format_scores(scores):

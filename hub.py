@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 
-from prepro import InputError, relation_ids, write_json
+from files import InputError, relation_ids, write_json
 
 FILES = ["config.json", "model.safetensors", "rel2id.json", "tokenizer/*"]
 

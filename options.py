@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from files import META_DIR, InputError, OneLineParser, read_json
 from losses import LOSSES
 from model import BACKBONES
-from prepro import META_DIR, InputError, OneLineParser, read_json
 from resume import state_files
 
 # What a saved run was made with, and is evaluated with unless the command line says otherwise.

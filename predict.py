@@ -31,20 +31,20 @@ import page
 from checkpoint import transformer_type, window_size
 from documents import new_documents, open_input, read_new_documents, sentence_text
 from evaluation import PATTERNS, prediction_patterns
-from hub import fetch, load_shared, rel2id_of
-from losses import decode, threshold_of
-from model import pair_attention
-from options import pick_device
-from prepro import (
+from files import (
     META_DIR,
     InputError,
     OneLineParser,
-    docred_features,
     read_json,
     relation_ids,
     run_main,
     write_atomically,
 )
+from hub import fetch, load_shared, rel2id_of
+from losses import decode, threshold_of
+from model import pair_attention
+from options import pick_device
+from prepro import docred_features
 from utils import autocast, collate, special_tokens, to_device
 
 WINDOW = 16  # batches; so many documents are in memory at once, and sorted by length

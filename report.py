@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from evaluation import PATTERNS
-from losses import LOSSES
-from prepro import (
+from files import (
     META_DIR,
     InputError,
     OneLineParser,
-    entity_pairs,
     read_documents,
     read_json,
     relation_ids,
@@ -28,6 +26,8 @@ from prepro import (
     write_atomically,
     write_json,
 )
+from losses import LOSSES
+from prepro import entity_pairs
 from runs import find_runs, group_runs, read_curve, read_pair, read_shifts, relations_file
 from tables import data_tables, group_tables, measure, significance
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from prepro import InputError, write_atomically
+from files import InputError, write_atomically
 
 
 def save_state(folder, step, content):

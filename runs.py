@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from evaluation import PATTERNS, f1_of_counts, prediction_patterns, read_logits, shift_curve
+from files import META_DIR, InputError, field, read_json, relation_ids
 from losses import LOSSES, margins
 from model import BACKBONES
 from options import SAVED_WITH_MODEL, build_parser
-from prepro import META_DIR, InputError, field, read_json, relation_ids
 
 DEFAULTS = vars(build_parser().parse_args([]))  # of flags that an older run does not have
 

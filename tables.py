@@ -14,10 +14,9 @@ from evaluation import (
     document_counts,
     named_facts,
     paired_bootstrap,
-    read_predictions,
     scores_of_counts,
 )
-from prepro import InputError
+from files import InputError, read_predictions
 from runs import RATIOS
 
 MICRO = {"F1": ("test", "f1"), "Ign F1": ("test", "ign_f1")}

@@ -31,19 +31,11 @@ from checkpoint import (
     transformer_type,
     window_size,
 )
+from files import InputError, read_documents, relation_ids, run_main, write_atomically, write_json
 from losses import decode, margins, threshold_of
 from model import BACKBONES
 from options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
-from prepro import (
-    InputError,
-    docred_features,
-    entity_pairs,
-    read_documents,
-    relation_ids,
-    run_main,
-    write_atomically,
-    write_json,
-)
+from prepro import docred_features, entity_pairs
 from training import Training
 from utils import (
     autocast,

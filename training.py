@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 import resume
 from checkpoint import save_weights
+from files import InputError, write_atomically
 from losses import get_loss
-from prepro import InputError, write_atomically
 
 
 def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, unet_lr=4e-4):

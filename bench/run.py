@@ -30,9 +30,10 @@ from backbones import make_features  # noqa: E402
 
 import evaluation  # noqa: E402
 from checkpoint import build_encoder, load_tokenizer  # noqa: E402
+from files import read_documents, relation_ids  # noqa: E402
 from losses import get_loss  # noqa: E402
 from model import ATLOP  # noqa: E402
-from prepro import read_docred, read_documents, relation_ids  # noqa: E402
+from prepro import read_docred  # noqa: E402
 from train import predict_logits  # noqa: E402
 from training import epoch_groups, make_optimizer, make_schedule, train_step  # noqa: E402
 from utils import (  # noqa: E402

@@ -24,6 +24,7 @@ from transformers import AutoModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from files import InputError, OneLineParser, run_main, write_atomically  # noqa: E402
 from hub import fetch, load_shared  # noqa: E402
 from model import (  # noqa: E402
     ATLOP,
@@ -32,7 +33,7 @@ from model import (  # noqa: E402
     extract,
     pair_attention,
 )
-from prepro import InputError, OneLineParser, entity_pairs, run_main, write_atomically  # noqa: E402
+from prepro import entity_pairs  # noqa: E402
 from utils import set_seed  # noqa: E402
 
 INPUTS = ("input_ids", "attention_mask", "mention_pos", "entity_mentions", "pairs")

@@ -15,8 +15,9 @@ import pytest  # noqa: E402
 from transformers import AutoModel  # noqa: E402
 
 from checkpoint import build_encoder  # noqa: E402
+from files import read_documents  # noqa: E402
 from model import BACKBONES  # noqa: E402
-from prepro import docred_features, read_documents  # noqa: E402
+from prepro import docred_features  # noqa: E402
 from train import load_tokenizer  # noqa: E402
 from utils import set_seed  # noqa: E402
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, read
 from transformers import AutoModel, AutoTokenizer
 
-from prepro import read_docred, read_documents
+from files import read_documents
+from prepro import read_docred
 
 
 def make(folder, hash_seed, *sizes):

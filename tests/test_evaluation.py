@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import ROOT, make_document
 
-from evaluation import PATTERNS, count_patterns, evaluate, prediction_patterns, read_predictions
+from evaluation import PATTERNS, count_patterns, evaluate, prediction_patterns
+from files import InputError, read_predictions
 from losses import decode
-from prepro import InputError
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from checkpoint import (
     sizes_of,
     window_size,
 )
+from files import InputError
 from model import ATLOP, BACKBONES, grouped_bilinear
-from prepro import InputError, docred_features
+from prepro import docred_features
 from utils import collate, window_starts
 
 TOKENS = ([2], [3], 0)

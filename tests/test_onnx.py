@@ -8,7 +8,8 @@ import torch
 from conftest import ROOT, shared, small_model
 
 from checkpoint import load_tokenizer
-from prepro import InputError, docred_features, read_documents
+from files import InputError, read_documents
+from prepro import docred_features
 from utils import collate
 
 sys.path.insert(0, str(ROOT / "scripts"))

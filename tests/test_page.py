@@ -15,7 +15,7 @@ from conftest import make_document
 
 import page
 from documents import as_docred
-from prepro import relation_ids
+from files import relation_ids
 
 REL2ID = relation_ids()
 NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"

@@ -30,12 +30,13 @@ import page
 import predict
 from checkpoint import load_tokenizer, save_config, save_weights
 from documents import as_docred, new_documents, read_new_documents
-from evaluation import evaluate, prediction_patterns, read_predictions
+from evaluation import evaluate, prediction_patterns
+from files import InputError, read_documents, read_predictions, relation_ids, run_main, write_json
 from losses import decode
 from model import ATLOP, BACKBONES, DocREModel, localized_contexts, pair_attention
 from model import unordered_pair as place_of
 from predict import RelationExtractor, batches
-from prepro import InputError, docred_features, read_documents, relation_ids, run_main, write_json
+from prepro import docred_features
 from utils import collate
 
 REL2ID = relation_ids()
@@ -607,11 +608,11 @@ def test_every_chunk_size_and_every_cut(monkeypatch):
         monkeypatch.setattr(reading, "CHUNK", size)
         for form in forms:
             read = io.StringIO(form.removeprefix("\ufeff")).read
-            assert list(reading._json_values(read)) == values
+            assert list(reading.json_values(read)) == values
     pretty = forms[1]
     for length in range(len(pretty.rstrip()) - 1):
         with pytest.raises(InputError, match="not valid JSON|is empty|expected an object"):
-            list(reading._json_values(io.StringIO(pretty[:length]).read))
+            list(reading.json_values(io.StringIO(pretty[:length]).read))
 
 
 BAD_RUNS = {
@@ -758,7 +759,7 @@ def endless(form):
 @pytest.mark.parametrize("form", ["lines", "list", "pretty"])
 def test_reading_is_lazy(form):
     read, state = endless(form)
-    values = list(islice(reading._json_values(read), 50))
+    values = list(islice(reading.json_values(read), 50))
     assert values == [text_with()] * 50 and state["read"] == reading.CHUNK
 
 
@@ -771,7 +772,7 @@ def test_predicting_is_lazy(extractor):
 
 
 def test_memory_of_reading_does_not_grow(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK", 10_000)
+    monkeypatch.setattr("files.CHUNK", 10_000)
     peaks = []
     for size in (100, 1000):
         path = tmp_path / f"{size}.json"

@@ -9,14 +9,8 @@ from conftest import SHARED_DIR, make_document, shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prepro import (
-    InputError,
-    docred_features,
-    read_docred,
-    read_documents,
-    relation_ids,
-    write_json,
-)
+from files import InputError, read_documents, relation_ids, write_json
+from prepro import docred_features, read_docred
 from train import load_tokenizer
 
 
@@ -181,11 +175,11 @@ def test_bad_field_names_file_document_and_field(tmp_path, documents, name):
     ("", "the file is empty"),
     (" \n", "the file is empty"),
     ("[]", "the list of documents is empty"),
-    ("{}", "expected a list of documents, found dict"),
-    ("7", "expected a list of documents, found int"),
-    ("[{", "not valid JSON"),
-    ("[" * 100_000, "not valid JSON"),
-    ("[null]", "document 0: expected an object, found NoneType"),
+    ("{}", "document 0: title: missing"),
+    ("7", "document 0: expected an object, found '7'"),
+    ("[{", "document 0: not valid JSON: line 1"),
+    ("[" * 100_000, "document 0: expected an object, found '['"),
+    ("[null]", "document 0: expected an object, found 'n'"),
 ])  # fmt: skip
 def test_bad_file(tmp_path, content, message):
     path = write(tmp_path, content)

@@ -22,9 +22,10 @@ from evaluation import (
     evaluate,
     scores_of_counts,
 )
+from files import InputError, read_documents, relation_ids, run_main
 from losses import decode, threshold_of
 from options import build_parser
-from prepro import InputError, entity_pairs, read_documents, relation_ids, run_main
+from prepro import entity_pairs
 from runs import find_runs, group_runs
 from tables import data_counts, data_tables
 from train import to_official

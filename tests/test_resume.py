@@ -17,7 +17,7 @@ from test_train import demo, flags, without_times  # noqa: F401
 import resume
 import train
 import training
-from prepro import InputError
+from files import InputError
 
 KILLS = int(os.environ.get("KILLS", 3))  # docs/reliability.md: KILLS=20
 
@@ -296,7 +296,7 @@ def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):  # noqa: F81
     code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     code += (
-        "import sys, train; from prepro import run_main; run_main(lambda: train.main(sys.argv[1:]))"
+        "import sys, train; from files import run_main; run_main(lambda: train.main(sys.argv[1:]))"
     )
     arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1")
     result = subprocess.run(

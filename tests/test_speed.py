@@ -15,9 +15,10 @@ import baseline  # noqa: E402
 import evaluation  # noqa: E402
 from checkpoint import load_tokenizer  # noqa: E402
 from encoder import Attention, Dropout, attend, dropout, encode_windows, hooked, keep, packed  # noqa: E402
+from files import read_documents, relation_ids  # noqa: E402
 from losses import get_loss  # noqa: E402
 from model import ATLOP  # noqa: E402
-from prepro import read_docred, read_documents, relation_ids  # noqa: E402
+from prepro import read_docred  # noqa: E402
 from train import to_official  # noqa: E402
 from training import epoch_groups  # noqa: E402
 from utils import collate, set_seed, special_tokens  # noqa: E402

@@ -11,8 +11,8 @@ from conftest import read
 import report
 import train
 from evaluation import best_shift, evaluate, gold_facts, paired_bootstrap, shift_curve
+from files import InputError, relation_ids
 from losses import decode, margins
-from prepro import InputError, relation_ids
 from train import to_official
 
 demo = test_train.demo

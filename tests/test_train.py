@@ -13,9 +13,9 @@ from conftest import ROOT, read, shared, small_encoder
 import train
 from checkpoint import load_model
 from evaluation import count_patterns, evaluate
+from files import InputError, read_documents
 from losses import LOSSES
 from model import BACKBONES
-from prepro import InputError, read_documents
 from training import epoch_groups, make_optimizer, make_schedule
 from utils import make_deterministic, set_seed
 
