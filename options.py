@@ -1,10 +1,12 @@
 """The flags of train.py. ATLOP's keep their names; the defaults are the paper's recipe for BERT."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
+import distributed
 from files import META_DIR, InputError, OneLineParser, read_json
 from losses import LOSSES
 from model import BACKBONES
@@ -76,7 +78,7 @@ def build_parser():
     add("--max_seq_length", type=int, default=1024, help="tokens; longer documents are cut")
 
     add("--attention_dropout", type=float, help="default: the encoder's own; 0 is faster on a CPU")
-    add("--train_batch_size", type=int, default=4, help="documents")
+    add("--train_batch_size", type=int, default=4, help="documents, of all processes together")
     add("--test_batch_size", type=int, default=8, help="documents")
     add("--gradient_accumulation_steps", type=int, default=1)
     add("--learning_rate", type=float, default=5e-5, help="of the encoder")
@@ -95,7 +97,11 @@ def build_parser():
     add("--seed", type=int, default=66)
     add("--seeds", type=int, nargs="+", help="several runs, one a seed, instead of --seed")
     add("--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"])
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N; with torchrun, cuda is one each",
+    )
     add("--wandb", default="disabled", choices=["disabled", "offline", "online"])
     add("--proj_name", default="HingeABL", help="wandb project")
     add("--run_name", default="", help="default: <encoder>-<backbone>-<loss>-seed<seed>")
@@ -150,6 +156,12 @@ def check_args(args):
         raise InputError(f"--attention_dropout: {args.attention_dropout} is not in [0, 1)")
     if not 0 <= args.warmup_ratio <= 1:
         raise InputError(f"--warmup_ratio: {args.warmup_ratio} is not between 0 and 1")
+    count = distributed.world_size()
+    if args.train_batch_size % count:
+        raise InputError(
+            f"--train_batch_size: {args.train_batch_size} documents cannot be divided among "
+            f"{count} processes"
+        )
     if args.emb_size % 64:
         raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
     if not -(2**63) <= args.seed < 2**63:
@@ -185,6 +197,8 @@ def pick_device(device, precision):
     "fp32", "fp16" or "bf16". Raises InputError for what it does not have."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and distributed.world_size() > 1:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         kind = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:

@@ -5,6 +5,7 @@ numbers and the place in the data. It is written atomically, and the one before 
 is killed at any moment goes on from the newest state that can be read, to the same end.
 """
 
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
+import distributed
 from files import InputError, write_atomically
 
 
@@ -56,6 +58,13 @@ def remove_states(folder):
         path.unlink()
 
 
+def remove_leftovers(folder):
+    """Removes what a killed run was just writing (see files.write_atomically)."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", path.name):
+            path.unlink(missing_ok=True)
+
+
 def random_states(device):
     """What all random numbers to come depend on (dropout's own generator is seeded by torch's)."""
     states = {"cpu": torch.get_rng_state()}
@@ -89,7 +98,8 @@ def stop_requests():
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
-        print("\nstopping after this step; once more: at once", file=sys.stderr, flush=True)
+        if distributed.is_first():
+            print("\nstopping after this step; once more: at once", file=sys.stderr, flush=True)
 
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may handle signals

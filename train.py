@@ -2,6 +2,7 @@
 
     python train.py --data_dir dataset/redocred --model_name_or_path bert-base-cased
 
+Several GPUs: torchrun --nproc_per_node=N train.py ... (see distributed.py).
 With --load_path (a run folder, or a .pt of the released ATLOP or HingeABL code) it only evaluates.
 With --seeds it makes several runs, one after the other; with --resume an interrupted run goes on.
 The recipe is the paper's Appendix B; every number of it is a flag.
@@ -18,6 +19,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+import distributed
 import evaluation
 import resume
 from checkpoint import (
@@ -31,11 +33,12 @@ from checkpoint import (
     transformer_type,
     window_size,
 )
-from files import InputError, read_documents, relation_ids, run_main, write_atomically, write_json
+from data import Data
+from files import InputError, relation_ids, run_main, write_atomically, write_json
 from losses import decode, margins, threshold_of
 from model import BACKBONES
 from options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
-from prepro import docred_features, entity_pairs
+from prepro import entity_pairs
 from training import Training
 from utils import (
     autocast,
@@ -48,32 +51,18 @@ from utils import (
 )
 
 
-def read_splits(args, rel2id):
-    """Split name -> documents; all files are read and validated before any model is loaded."""
-    if len(rel2id) != args.num_class:
-        raise InputError(
-            f"--num_class: {args.num_class}, but {args.rel2id} has {len(rel2id)} classes"
-        )
-    files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
-    folder = Path(args.data_dir)
-    splits = {k: read_documents(folder / name, rel2id) for k, name in files.items() if name}
-    if "train" not in splits or "dev" not in splits:
-        raise InputError("--train_file and --dev_file: both are needed")
-    group = args.train_batch_size * args.gradient_accumulation_steps
-    if not args.load_path and len(splits["train"]) < group:
-        raise InputError(
-            f"{folder / args.train_file}: {len(splits['train'])} documents do not fill one step "
-            f"of {group} (train_batch_size x gradient_accumulation_steps)"
-        )
-    return splits
+def tokenizer_name(args):
+    """The run folder's, or a folder or hub name."""
+    if args.load_path and Path(args.load_path).is_dir():
+        return Path(args.load_path) / "tokenizer"
+    return args.tokenizer_name or args.model_name_or_path
 
 
-def load_parts(args):
-    """The tokenizer and the model of a run: new, from a run folder or from a released .pt."""
+def build_model(args):
+    """The model of a run: new, from a run folder or from a released .pt."""
     path = Path(args.load_path)
     if args.load_path and path.is_dir():
-        return load_tokenizer(path / "tokenizer"), load_model(path)[0]
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
+        return load_model(path)[0]
     source = args.model_name_or_path, args.config_name
     sizes = {"num_class": args.num_class, "emb_size": args.emb_size}
     if args.backbone == "docunet":
@@ -91,7 +80,7 @@ def load_parts(args):
         raise InputError(f"--backbone {args.backbone}: {error}") from None
     if args.load_path:
         load_weights(model, path, state)
-    return tokenizer, model
+    return model
 
 
 @torch.no_grad()
@@ -101,7 +90,8 @@ def predict_logits(model, features, make_batch, batch_size, amp, progress):
     model.eval()
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     parts = [None] * len(features)
-    bar = tqdm(total=len(features), desc=progress, unit="doc", leave=False, disable=None)
+    hidden = None if distributed.is_first() else True  # None: where nobody watches
+    bar = tqdm(total=len(features), desc=progress, unit="doc", leave=False, disable=hidden)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = make_batch([features[i] for i in chosen])
@@ -147,54 +137,71 @@ class Run:
     def __init__(self, args, like=None):
         self.args = args
         self.rel2id = relation_ids(args.rel2id)
-        self.splits = like.splits if like else read_splits(args, self.rel2id)
-        self.train_facts = evaluation.named_facts(self.splits["train"])
-        self.folder = make_folder(args)
+        if len(self.rel2id) != args.num_class:
+            raise InputError(
+                f"--num_class: {args.num_class}, but {args.rel2id} has {len(self.rel2id)} classes"
+            )
+        self.tokenizer = load_tokenizer(tokenizer_name(args))
+        trains = not args.load_path
+        self.data = like.data if like else Data(args, self.rel2id, self.tokenizer, trains)
+        group = args.train_batch_size * args.gradient_accumulation_steps
+        if trains and len(self.data.features["train"]) < group:
+            raise InputError(
+                f"{self.data.paths['train']}: {len(self.data.features['train'])} documents do not "
+                f"fill one step of {group} (train_batch_size x gradient_accumulation_steps)"
+            )
+        if trains and args.backbone == "docunet" and distributed.world_size() > 1:
+            self.check_docunet()
+        self.folder = distributed.share(lambda: make_folder(args))
         make_deterministic(args.device)
         set_seed(args.seed)
-        self.tokenizer, model = load_parts(args)
-        self.model = model.to(args.device)
-        kind = transformer_type(model.model.config)
+        self.model = build_model(args).to(args.device)
+        config = self.model.model.config
+        kind = transformer_type(config)
         if args.transformer_type not in (None, kind):
             raise InputError(
                 f"--transformer_type {args.transformer_type}: the encoder is of type {kind}"
             )
-        self.features = like.features if like else self.read_features()
-        largest = max(max(f["input_ids"]) for split in self.features.values() for f in split)
-        vocabulary = model.model.config.vocab_size
-        if largest >= vocabulary:
-            raise InputError(f"tokenizer: id {largest} is none of the encoder's {vocabulary}")
+        if self.data.largest >= config.vocab_size:
+            raise InputError(
+                f"tokenizer: id {self.data.largest} is none of the encoder's {config.vocab_size}"
+            )
         tokens = *special_tokens(self.tokenizer, kind), self.tokenizer.pad_token_id
         self.collate = partial(
-            collate, tokens=tokens, num_class=args.num_class, size=window_size(model.model.config)
+            collate, tokens=tokens, num_class=args.num_class, size=window_size(config)
         )
         self.amp = autocast(args.device, args.precision)
 
-    def read_features(self):
-        """Split name -> features, for the splits that the run needs."""
-        length, only_evaluates = self.args.max_seq_length, self.args.load_path
-        return {
-            name: docred_features(documents, self.tokenizer, length, self.rel2id)
-            for name, documents in self.splits.items()
-            if name != "train" or not only_evaluates
-        }
+    def check_docunet(self):
+        """Raises InputError unless its batch normalisation can go over all processes."""
+        if self.args.device == "cpu":
+            raise InputError("--backbone docunet: trains in several processes on GPUs only")
+        most = max(len(x["entity_pos"]) for x in self.data.features["train"])
+        if most > self.args.max_height:
+            raise InputError(
+                f"--max_height: {self.args.max_height} is less than the {most} entities of a "
+                "document; training in several processes needs images of one size"
+            )
 
     def batch(self, features):
         """The batch of these documents, on the run's device."""
         return to_device(self.collate(features), self.args.device)
 
     def predict(self, split):
-        """Logits and labels of all pairs of a split."""
-        features, batch_size = self.features[split], self.args.test_batch_size
-        progress = f"evaluate {split}"
-        return predict_logits(self.model, features, self.batch, batch_size, self.amp, progress)
+        """Logits and labels of all pairs of a split; None but in the first of several processes."""
+        features = distributed.part_of(self.data.features[split])
+        options = self.batch, self.args.test_batch_size, self.amp, f"evaluate {split}"
+        part = predict_logits(self.model, features, *options) if features else None
+        parts = distributed.gather_first(part)
+        if distributed.is_first():
+            return tuple(map(torch.cat, zip(*filter(None, parts), strict=True)))
 
     def score(self, split, logits, labels, shift=0.0):
         """Scores and submission of a split, with the threshold shifted."""
-        loss_type = self.args.loss_type
+        loss_type, data = self.args.loss_type, self.data
         predicted = decode(logits, loss_type, self.args.num_labels, shift)
-        submission = to_official(predicted, self.features[split], self.rel2id)
-        scores = evaluation.evaluate(submission, self.splits[split], self.train_facts)
+        submission = to_official(predicted, data.features[split], self.rel2id)
+        scores = evaluation.evaluate(submission, data.documents[split], data.train_facts)
         threshold = threshold_of(logits, loss_type).numpy()
         patterns = evaluation.count_patterns(logits.numpy(), labels.numpy(), threshold, shift)
         return scores | patterns, submission
@@ -206,33 +213,22 @@ class Run:
         """
         logits, labels = outputs["dev"]
         above = margins(logits, self.args.loss_type, self.args.num_labels).numpy()
-        gold = len(evaluation.gold_facts(self.splits["dev"]))
+        gold = len(evaluation.gold_facts(self.data.documents["dev"]))
         shift = evaluation.best_shift(above, labels.numpy(), gold)
         scores = {split: self.score(split, *outputs[split], shift)[0] for split in outputs}
         return {"shift": shift} | scores
 
+    @cached_property
+    def described_data(self):
+        """Read once: every saved state has it in its settings."""
+        return self.data.describe()
+
     def settings(self):
         """What a run that goes on must have in common with its beginning: name -> value."""
         given = {name: x for name, x in vars(self.args).items() if name not in FREE_TO_CHANGE}
-        data = {f"{split} data": x["sha256"] for split, x in self.data.items()}
+        data = {f"{split} data": x["sha256"] for split, x in self.described_data.items()}
         relations = hashlib.sha256(json.dumps(self.rel2id, sort_keys=True).encode()).hexdigest()
         return given | data | {"relations": relations}
-
-    @cached_property
-    def data(self):
-        """Split -> its file, SHA-256 and size. (Read once: every saved state has the settings.)"""
-        args = self.args
-        files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
-        found = {}
-        for split, documents in self.splits.items():
-            content = (Path(args.data_dir) / files[split]).read_bytes()
-            found[split] = {
-                "file": files[split],
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "documents": len(documents),
-                "triples": len(evaluation.gold_facts(documents)),
-            }
-        return found
 
     def describe(self):
         """What the run was made from, for results.json: settings, data and software."""
@@ -240,17 +236,18 @@ class Run:
         on_gpu = args.device.startswith("cuda")
         return {
             "args": vars(args) | {"rel2id": str(args.rel2id)},
-            "data": self.data,
+            "data": self.described_data,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),
             "threads": torch.get_num_threads(),
+            "processes": distributed.world_size(),
         }
 
 
 def start_wandb(args):
     """A function (record, step) that logs to wandb, or to nowhere; needs no account by default."""
-    if args.wandb == "disabled":
+    if args.wandb == "disabled" or not distributed.is_first():
         return lambda record, step: None
     import wandb
 
@@ -274,6 +271,7 @@ def make_folder(args):
         raise InputError(f"--output_dir {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"--output_dir {folder}: not writable")
+    resume.remove_leftovers(folder)
     return folder
 
 
@@ -294,17 +292,30 @@ def start_folder(run, args):
 
 def complete(run):
     """Trains where that is asked for, evaluates, and writes what is left of the run folder."""
-    args, folder, results = run.args, run.folder, run.describe()
+    args, folder, best = run.args, run.folder, None
     if not args.load_path:
-        if not (args.resume and resume.state_files(folder)):
+        if distributed.is_first() and not (args.resume and resume.state_files(folder)):
             start_folder(run, args)
         best = Training(run, start_wandb(args))()
-        results |= {"best": {"epoch": best["epoch"], "step": best["step"]}, "dev": best["dev"]}
-        load_weights(run.model, folder / "model.safetensors")
+        if distributed.is_first():
+            load_weights(run.model, folder / "model.safetensors")
+        distributed.spread(run.model)
     needs_dev = args.load_path or args.save_logits or args.tune_threshold
     splits = ("dev", "test") if needs_dev else ("test",)
-    outputs = {split: run.predict(split) for split in splits if split in run.splits}
-    if args.load_path:
+    outputs = {split: run.predict(split) for split in splits if split in run.data.documents}
+    if distributed.is_first():
+        report(run, best, outputs)
+
+
+def report(run, best, outputs):
+    """Scores the outputs (split -> logits and labels), prints and writes what is left.
+
+    best: the record of the best evaluation while training, None: nothing was trained.
+    """
+    args, folder, results = run.args, run.folder, run.describe()
+    if best:
+        results |= {"best": {"epoch": best["epoch"], "step": best["step"]}, "dev": best["dev"]}
+    else:
         results["dev"] = run.score("dev", *outputs["dev"])[0]
     print(f"dev\n{evaluation.format_scores(results['dev'])}")
     if "test" in outputs:
@@ -330,14 +341,26 @@ def complete(run):
         print(f"run folder: {folder}")
 
 
+def is_finished(args):
+    """Whether there is nothing left to do for --resume."""
+    finished = args.resume and (Path(args.output_dir) / "results.json").exists()
+    if finished:
+        resume.remove_states(Path(args.output_dir))  # killed before it could
+        print(f"finished before: {args.output_dir}")
+    return finished
+
+
 def main(argv=None):
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    with distributed.processes():
+        make_runs(parse_runs(argv))
+
+
+def make_runs(runs):
     run = None
-    for args in parse_runs(argv):
-        if args.resume and (Path(args.output_dir) / "results.json").exists():
-            resume.remove_states(Path(args.output_dir))  # killed before it could
-            print(f"finished before: {args.output_dir}")
+    for args in runs:
+        if distributed.share(partial(is_finished, args)):
             continue
         run = Run(args, like=run)
         try:

@@ -4,11 +4,13 @@ and go on."""
 import json
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
 import transformers
 from tqdm import tqdm
 
+import distributed
 import resume
 from checkpoint import save_weights
 from files import InputError, write_atomically
@@ -35,18 +37,28 @@ def make_schedule(optimizer, num_steps, warmup_ratio):
     return transformers.get_linear_schedule_with_warmup(optimizer, warmup, num_steps)
 
 
-def train_step(model, batches, loss_function, optimizer, schedule, scaler, amp, max_grad_norm):
-    """One step of the optimizer over one accumulation group of batches; returns the mean loss."""
+def train_step(
+    model, batches, loss_function, optimizer, schedule, scaler, amp, max_grad_norm, weights=None
+):
+    """One step of the optimizer over one accumulation group of batches; returns the mean loss.
+
+    weights: how much each batch counts; None: all 1. A model of several processes (`distributed`)
+    sees a part of each batch in every process, which counts as much as it has of the batch's pairs.
+    """
     total = 0.0
-    for batch in batches:
+    for i, batch in enumerate(batches):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        with amp():
-            logits = model(**inputs)
-        # A batch without any pair (documents of one entity) has no loss, and zero gradients.
-        loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
-        loss = loss / len(batches)
-        scaler.scale(loss).backward()
+        # Several processes add up their gradients once a step.
+        is_last = i == len(batches) - 1
+        with nullcontext() if is_last else getattr(model, "no_sync", nullcontext)():
+            with amp():
+                logits = model(**inputs)
+            # A batch without any pair (documents of one entity) has no loss, and zero gradients.
+            loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
+            loss = loss * (weights[i] if weights else 1) / len(batches)
+            scaler.scale(loss).backward()
         total += loss.detach()
+    total = distributed.mean(total)
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     scaler.step(optimizer)
@@ -85,10 +97,11 @@ class Training:
 
     def __init__(self, run, log):
         self.run, self.args, self.log = run, run.args, log
-        args, self.features = run.args, run.features["train"]
-        self.lengths = [len(feature["input_ids"]) for feature in self.features]
+        args, self.features = run.args, run.data.features["train"]
+        self.lengths = self.features.lengths.tolist()
         self.group_size = args.train_batch_size * args.gradient_accumulation_steps
         self.num_steps = len(self.features) // self.group_size * args.num_train_epochs
+        self.model = distributed.replicate(run.model)
         rates = args.learning_rate, args.classifier_lr, args.adam_epsilon, args.unet_lr
         self.optimizer = make_optimizer(run.model, *rates)
         self.schedule = make_schedule(self.optimizer, self.num_steps, args.warmup_ratio)
@@ -100,6 +113,8 @@ class Training:
         # group: how many of the epoch's are done; records: of the evaluations
         self.progress = {"epoch": 1, "group": 0, "step": 0, "seconds": 0.0, "records": []}
         self.losses = []  # since the last evaluation; on the device, so that no step waits
+        if distributed.rank():  # dropout differs from process to process
+            torch.manual_seed(args.seed + distributed.rank())
         if args.resume:
             self.restore()
         self.started = time.perf_counter() - self.progress["seconds"]
@@ -116,6 +131,7 @@ class Training:
             initial=progress["step"] * self.group_size,
             total=self.num_steps * self.group_size,
             mininterval=pause,
+            disable=not distributed.is_first(),
         )
         with bar, resume.stop_requests() as requests:
             while progress["epoch"] <= args.num_train_epochs:
@@ -129,7 +145,8 @@ class Training:
                     is_last = progress["group"] == len(groups)
                     evaluates = is_last or self.is_due(args.evaluation_steps)
                     saves = is_last or self.is_due(args.save_steps)
-                    if evaluates or saves or requests or self.is_due(10):
+                    stops = distributed.anywhere(bool(requests))
+                    if evaluates or saves or stops or self.is_due(10):
                         loss = self.last_loss()
                         bar.set_postfix(epoch=progress["epoch"], loss=f"{loss:.3f}", refresh=False)
                     if evaluates:
@@ -137,7 +154,6 @@ class Training:
                     if is_last:
                         self.order = self.generator.get_state()
                         progress |= {"epoch": progress["epoch"] + 1, "group": 0}
-                    stops = bool(requests)
                     if saves or stops:
                         self.save()
                     if stops:
@@ -151,11 +167,20 @@ class Training:
         return every > 0 and self.progress["step"] % every == 0
 
     def step(self, group):
-        """A step over one accumulation group, lists of document numbers."""
-        self.run.model.train()
-        batches = [self.run.batch([self.features[i] for i in batch]) for batch in group]
+        """A step over one accumulation group, lists of document numbers, of which this process
+        takes its part."""
+        self.model.train()
+        mine = [batch[distributed.rank() :: distributed.world_size()] for batch in group]
+        batches = [self.run.batch([self.features[i] for i in batch]) for batch in mine]
+        num_pairs = self.features.num_pairs
+        # The processes' gradients are averaged, so that a mean of all pairs is to be made of them.
+        weights = [
+            distributed.world_size() * float(num_pairs[part].sum() / max(num_pairs[batch].sum(), 1))
+            for part, batch in zip(mine, group, strict=True)
+        ]
         parts = self.loss_function, self.optimizer, self.schedule, self.scaler, self.run.amp
-        self.losses.append(train_step(self.run.model, batches, *parts, self.args.max_grad_norm))
+        loss = train_step(self.model, batches, *parts, self.args.max_grad_norm, weights)
+        self.losses.append(loss)
         self.progress["step"] += 1
 
     def last_loss(self):
@@ -174,7 +199,8 @@ class Training:
         """Scores dev, adds a line to metrics.jsonl, and keeps the weights if they are the best;
         returns whether they are."""
         progress, records = self.progress, self.progress["records"]
-        scores = self.run.score("dev", *self.run.predict("dev"))[0]
+        outputs = self.run.predict("dev")
+        scores = distributed.share(lambda: self.run.score("dev", *outputs)[0])
         record = {
             "epoch": progress["epoch"],
             "step": progress["step"],
@@ -185,6 +211,8 @@ class Training:
         self.losses.clear()
         records.append(record)
         is_best = best_of(records) is record
+        if not distributed.is_first():
+            return is_best
         tqdm.write(
             f"epoch {record['epoch']:3d}  step {record['step']:5d}  loss {record['loss']:8.4f}  "
             f"dev F1 {100 * scores['f1']:5.2f}  precision {100 * scores['precision']:5.2f}  "
@@ -205,21 +233,31 @@ class Training:
         self.progress["seconds"] = time.perf_counter() - self.started
         state = {name: part.state_dict() for name, part in self.parts().items()}
         state |= {"progress": self.progress, "losses": [loss.item() for loss in self.losses]}
-        state |= {"order": self.order, "random": resume.random_states(self.args.device)}
-        state["settings"] = self.run.settings()
-        resume.save_state(self.run.folder, self.progress["step"], state)
+        state |= {"order": self.order}
+        state["random"] = distributed.gather(resume.random_states(self.args.device))
+        if distributed.is_first():
+            state["settings"] = self.run.settings()
+            resume.save_state(self.run.folder, self.progress["step"], state)
 
     def restore(self):
-        state = resume.load_state(self.run.folder)
+        state = distributed.share(self.saved_state)
         if state is None:
             return
-        resume.check_settings(state["settings"], self.run.settings(), self.run.folder)
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
         self.order, self.progress = state["order"], state["progress"]
         self.losses = [torch.tensor(loss, device=self.args.device) for loss in state["losses"]]
-        resume.set_random_states(state["random"], self.args.device)
-        tqdm.write(f"going on after step {self.progress['step']} of {self.num_steps}")
+        if len(state["random"]) == distributed.world_size():  # else other dropout than it had
+            resume.set_random_states(state["random"][distributed.rank()], self.args.device)
+        if distributed.is_first():
+            tqdm.write(f"going on after step {self.progress['step']} of {self.num_steps}")
+
+    def saved_state(self):
+        """The newest state in the run's folder; None where there is none."""
+        state = resume.load_state(self.run.folder)
+        if state is not None:
+            resume.check_settings(state["settings"], self.run.settings(), self.run.folder)
+        return state
 
     def parts(self):
         names = "optimizer", "schedule", "scaler"

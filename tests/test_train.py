@@ -183,7 +183,7 @@ BAD_RUNS = {
     "flag": (["--margn", "5"], "unrecognized arguments: --margn 5"),
     "number": (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
     "file": (["--dev_file", "none.json"], "none.json: no such file"),
-    "folder": (["--data_dir", "nowhere"], "nowhere/train_revised.json: no such file"),
+    "folder": (["--data_dir", "nowhere"], "nowhere/dev_revised.json: no such file"),
     "batch": (["--train_batch_size", "0"], "--train_batch_size: 0 is less than 1"),
     "batch too large": (["--train_batch_size", "17"], "16 documents do not fill one step of 17"),
     "classes": (["--num_class", "10"], "--num_class: 10, but"),
@@ -201,7 +201,7 @@ BAD_RUNS = {
 
 @pytest.mark.parametrize("name", BAD_RUNS)
 def test_bad_flags_are_refused_before_a_model_is_loaded(demo, tmp_path, name, monkeypatch):
-    monkeypatch.setattr(train, "load_parts", lambda args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(train, "build_model", lambda args: pytest.fail("a model was loaded"))
     more, message = BAD_RUNS[name]
     with pytest.raises(InputError) as error:
         train.main(flags(demo, tmp_path / "run", *more))

@@ -1,0 +1,118 @@
+"""The documents of a run: dev and test as lists, the training file of any size in passing."""
+
+import hashlib
+import os
+import tempfile
+from collections import Counter
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+import distributed
+from evaluation import gold_facts, named_facts
+from files import InputError, iter_documents, read_documents
+from prepro import FeatureFile, docred_features, write_features
+
+CHUNK = 1000  # documents whose features are made together: each distinct word once
+
+
+class Data:
+    """The documents of the train, dev and test files (`test_file` may be empty), all validated.
+
+    documents: split -> list, of dev and test. features: split -> what Training and Run.predict
+    take: a list (`prepro.docred_features`), of train a FeatureFile; train only if `trains`.
+    train_facts: the facts by name (`evaluation.named_facts`) of the training file, as far as dev or
+    test have them too, which is all that the Ign scores ask for. largest: token id.
+
+    Raises InputError at the first fault of a file.
+    """
+
+    def __init__(self, args, rel2id, tokenizer, trains=True):
+        files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
+        if not args.train_file or not args.dev_file:
+            raise InputError("--train_file and --dev_file: both are needed")
+        self.paths = {k: Path(args.data_dir) / name for k, name in files.items() if name}
+        self.rel2id = rel2id
+        self.documents = {
+            split: read_documents(path, rel2id)
+            for split, path in self.paths.items()
+            if split != "train"
+        }
+        make = partial(
+            docred_features,
+            tokenizer=tokenizer,
+            max_seq_length=args.max_seq_length,
+            rel2id=rel2id,
+            progress=False,
+        )
+        self.features = {split: make(documents) for split, documents in self.documents.items()}
+        self.largest = max(max(x["input_ids"]) for part in self.features.values() for x in part)
+        self.train_facts, self.train_counts = set(), Counter()
+        if trains:
+            self.features["train"] = self.write_train_features(make)
+            self.largest = max(self.largest, self.features["train"].largest)
+        elif distributed.is_first():
+            for _ in self.pass_train():
+                pass
+
+    def pass_train(self):
+        """The training documents, one at a time, as they are read, validated and counted."""
+        wanted = set().union(*map(named_facts, self.documents.values()))
+        documents = iter_documents(self.paths["train"], self.rel2id)
+        hidden = None if distributed.is_first() else True
+        for x in tqdm(documents, desc="train file", unit="doc", leave=False, disable=hidden):
+            self.train_facts |= named_facts([x]) & wanted
+            self.train_counts["documents"] += 1
+            self.train_counts["triples"] += len(gold_facts([x]))
+            yield x
+
+    def write_train_features(self, make):
+        """A temporary file (in TMPDIR), written by one process of each machine. It is deleted once
+        all have opened it: it then goes with the last of them, however they end."""
+
+        def in_passing():
+            documents = self.pass_train()
+            while chunk := list(islice(documents, CHUNK)):
+                yield from make(chunk)
+
+        def write():
+            handle, path = tempfile.mkstemp(prefix="features-")
+            os.close(handle)
+            try:
+                write_features(path, in_passing())
+            except BaseException as error:
+                os.unlink(path)
+                if isinstance(error, OSError):
+                    reason = f"cannot be written: {error.strerror}"
+                    raise InputError(f"{path}: {reason}; TMPDIR names another folder") from None
+                raise
+            return path
+
+        path = distributed.on_each_machine(write)
+        features = FeatureFile(path)
+        distributed.gather(None)
+        if distributed.is_first_here():
+            os.unlink(path)
+        return features
+
+    def describe(self):
+        """Split -> its file's name and SHA-256, numbers of documents and distinct facts."""
+        counts = {
+            split: {"documents": len(documents), "triples": len(gold_facts(documents))}
+            for split, documents in self.documents.items()
+        }
+        counts["train"] = dict(self.train_counts)
+        return {
+            split: {"file": path.name, "sha256": sha256_of(path)} | counts[split]
+            for split, path in self.paths.items()
+        }
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,154 @@
+"""The training file in passing: features on disk, facts and counts, against reading it whole."""
+
+import os
+import random
+import subprocess
+import sys
+import tracemalloc
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_document, read, shared
+from test_train import demo  # noqa: F401
+
+import data
+from checkpoint import load_tokenizer
+from data import Data
+from evaluation import evaluate, gold_facts, named_facts
+from files import InputError, iter_documents, read_documents, relation_ids, write_json
+from prepro import FeatureFile, docred_features, write_features
+
+REL2ID = relation_ids()
+
+
+@pytest.fixture(scope="module")
+def bert(demo):  # noqa: F811
+    return load_tokenizer(demo / "encoder")
+
+
+def data_of(folder, tokenizer, **more):
+    names = {f"{split}_file": f"{split}_revised.json" for split in ("train", "dev", "test")}
+    args = Namespace(data_dir=folder, max_seq_length=512, **names)
+    return Data(args, REL2ID, tokenizer, **more)
+
+
+def assert_same_features(ours, theirs):
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["input_ids"] == other["input_ids"]
+        assert mine["entity_pos"] == other["entity_pos"]
+        assert mine["triples"].dtype == other["triples"].dtype
+        assert np.array_equal(mine["triples"], other["triples"])
+
+
+def test_features_on_disk_are_those_in_memory(tmp_path, golden_features):
+    """Real documents, and made-up ones without entities, mentions cut off, no relations."""
+    features = list(golden_features.values())
+    empty = {"input_ids": [2, 3], "entity_pos": [], "triples": np.zeros((0, 3), np.int32)}
+    alone = {"input_ids": [2, 9, 3], "entity_pos": [[(0, 1), (7, 9)]], "triples": empty["triples"]}
+    features = [empty, *features, alone]
+    write_features(tmp_path / "features", features)
+    file = FeatureFile(tmp_path / "features")
+    os.unlink(tmp_path / "features")  # it stays while it is open
+    assert_same_features(file, features)
+    assert file.lengths.tolist() == [len(x["input_ids"]) for x in features]
+    counts = [len(x["entity_pos"]) for x in features]
+    assert file.num_pairs.tolist() == [n * (n - 1) for n in counts]
+    assert file.largest == max(max(x["input_ids"]) for x in features)
+    with pytest.raises(IndexError):
+        file[len(features)]
+
+
+def test_one_pass_gives_what_reading_whole_does(demo, bert, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(data, "CHUNK", 3)
+    ours = data_of(demo, bert)
+    train, dev, test = (
+        read_documents(demo / f"{split}_revised.json") for split in ("train", "dev", "test")
+    )
+    assert_same_features(ours.features["train"], docred_features(train, bert, 512, REL2ID))
+    assert_same_features(ours.features["dev"], docred_features(dev, bert, 512, REL2ID))
+    assert ours.documents == {"dev": dev, "test": test}
+    assert ours.train_facts == named_facts(train) & (named_facts(dev) | named_facts(test))
+    described = ours.describe()
+    assert described["train"]["documents"] == len(train)
+    assert described["train"]["triples"] == len(gold_facts(train))
+    only_evaluates = data_of(demo, bert, trains=False)
+    assert "train" not in only_evaluates.features
+    assert only_evaluates.train_facts == ours.train_facts
+    assert only_evaluates.describe() == described
+
+
+def test_ign_scores_need_no_other_facts(bert, tmp_path):
+    """On real documents whose facts occur in the training file."""
+    folder = shared("redocred-mini")
+    ours = data_of(folder, bert, trains=False)
+    truth = ours.documents["test"]
+    rng, submission = random.Random(0), []
+    for document in truth:
+        for x in document["labels"]:
+            keep = rng.random()
+            tail = x["t"] if keep < 0.6 else rng.randrange(len(document["vertexSet"]))
+            found = {"title": document["title"], "h_idx": x["h"], "t_idx": tail, "r": x["r"]}
+            submission += [found] * (keep < 0.8)
+    scores = evaluate(submission, truth, read_documents(folder / "train_revised.json"))
+    assert 0 < scores["ign_f1"] < scores["f1"]
+    assert evaluate(submission, truth, ours.train_facts) == scores
+
+
+def test_nothing_is_left_in_the_temporary_folder(demo, bert, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ours = data_of(demo, bert)
+    assert not list(tmp_path.iterdir()) and len(ours.features["train"][0]["input_ids"]) > 2
+    documents = read(demo / "train_revised.json")
+    documents[5]["labels"][0]["r"] = "P0"
+    broken = tmp_path / "data"
+    broken.mkdir()
+    for split in ("dev", "test"):
+        os.symlink(demo / f"{split}_revised.json", broken / f"{split}_revised.json")
+    write_json(broken / "train_revised.json", documents)
+    with pytest.raises(InputError, match="train_revised.json: document 5 .*unknown relation 'P0'"):
+        data_of(broken, bert)
+    assert [x.name for x in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_full_temporary_folder_is_one_line(demo, tmp_path):  # noqa: F811
+    """RLIMIT_FSIZE stands for the disk: files end at 1 kB."""
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+        "import sys, train; from files import run_main; "
+        "run_main(lambda: train.main(sys.argv[1:]))"
+    )
+    arguments = ["--data_dir", demo, "--model_name_or_path", demo / "encoder"]
+    arguments += ["--output_dir", tmp_path / "a", "--device", "cpu"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "cannot be written: File too large; TMPDIR names another folder" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_does_not_grow_with_the_training_file(bert, tmp_path, monkeypatch):
+    """Ten times the documents; only titles, counts and where documents start are kept."""
+    monkeypatch.setattr(data, "CHUNK", 10)
+    monkeypatch.setattr("files.CHUNK", 10_000)
+    peaks = []
+    for size in (100, 1000):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        rng = random.Random(0)
+        for split, count in {"train": size, "dev": 2, "test": 2}.items():
+            documents = [make_document(rng, title=f"{split} {i}") for i in range(count)]
+            write_json(folder / f"{split}_revised.json", documents)
+        data_of(folder, bert)  # what is made once
+        tracemalloc.start()
+        data_of(folder, bert)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (folder / "train_revised.json").stat().st_size > 1_000_000
+    assert peaks[1] < peaks[0] + 300 * 900  # bytes for each document more
+    assert sum(1 for _ in iter_documents(folder / "train_revised.json")) == 1000

@@ -1,0 +1,182 @@
+"""Several processes against one: same weights and scores; a process that dies; one line each."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, read
+from safetensors.torch import load_file
+from test_resume import assert_same_end
+from test_train import demo, flags, without_times  # noqa: F401
+
+import distributed
+import resume
+import train
+from files import InputError, write_json
+
+
+def start(*arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", str(ROOT / "train.py"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def said(process):
+    """The lines of standard error that are train.py's own; waits for the end."""
+    errors = process.communicate(timeout=300)[1]
+    return [x for x in errors.splitlines() if x.startswith(("error:", "stopped", "Runtime"))]
+
+
+@pytest.fixture(scope="module")
+def steady(demo, tmp_path_factory):  # noqa: F811
+    """The demo without dropout, and with documents of one entity, so that a process has no pair."""
+    folder = tmp_path_factory.mktemp("steady") / "demo"
+    shutil.copytree(demo, folder)
+    config = read(folder / "encoder/config.json")
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    write_json(folder / "encoder/config.json", config)
+    documents = read(folder / "train_revised.json")
+    for document in documents[::3]:
+        document |= {"vertexSet": document["vertexSet"][:1], "labels": []}
+    write_json(folder / "train_revised.json", documents)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--num_train_epochs", "5"],  # 20 steps
+        ["--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--tune_threshold"],
+        ["--backbone", "kd_docre", "--group_by_length", "--num_train_epochs", "1"],
+    ],
+    ids=["20 steps", "accumulation", "kd_docre"],
+)
+def test_two_processes_train_as_one_does(steady, tmp_path, more):
+    one, two = tmp_path / "one", tmp_path / "two"
+    process = start(*flags(steady, two, *more))
+    train.main(flags(steady, one, *more))
+    assert said(process) == [] and process.returncode == 0
+    assert sorted(os.listdir(one)) == sorted(os.listdir(two))
+    ours, theirs = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
+    assert read(one / "predictions.json") == read(two / "predictions.json")
+    ours, theirs = without_times(one), without_times(two)
+    assert [x.pop("loss") for x in ours] == pytest.approx([x.pop("loss") for x in theirs], 1e-5)
+    assert ours == theirs
+    ours, theirs = read(one / "results.json"), read(two / "results.json")
+    assert (ours["processes"], theirs["processes"]) == (1, 2)
+    assert all(ours[name] == theirs[name] for name in ("dev", "test", "best", "data"))
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def process_of(rank, output):
+    """The process id of a rank of the run into this folder."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(output).encode() in command and f"RANK={rank}".encode() in variables:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.fixture(scope="module")
+def whole(demo, tmp_path_factory):  # noqa: F811
+    """An uninterrupted run in two processes, with dropout."""
+    output = tmp_path_factory.mktemp("whole") / "a"
+    assert said(start(*flags(demo, output, "--num_train_epochs", "6"))) == []
+    return output
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, whole, tmp_path, rank):  # noqa: F811
+    output = tmp_path / "a"
+    arguments = flags(demo, output, "--num_train_epochs", "6")
+    process = start(*arguments)
+    wait_for(lambda: resume.state_files(output))
+    os.kill(process_of(rank, output), signal.SIGKILL)
+    lines = said(process)
+    assert process.returncode != 0
+    assert lines == [
+        f"error: process {1 - rank} of 2: another process of this run ended; the same command with "
+        "--resume goes on from the last saved step"
+    ]
+    process = start(*arguments, "--resume")
+    assert said(process) == [] and process.returncode == 0
+    assert_same_end(output, whole)
+
+
+def test_a_stop_saves_and_one_process_goes_on(steady, tmp_path):
+    """Stopped in two processes, taken up by one: the end of a run in one."""
+    more = "--num_train_epochs", "6", "--save_steps", "1"
+    whole, output = tmp_path / "whole", tmp_path / "a"
+    process = start(*flags(steady, output, *more))
+    wait_for(lambda: resume.state_files(output))
+    process.send_signal(signal.SIGTERM)
+    (line,) = said(process)
+    assert line.startswith("stopped after step") and line.endswith("--resume goes on")
+    assert resume.state_files(output)
+    train.main([*flags(steady, output, *more), "--resume"])
+    train.main(flags(steady, whole, *more))
+    ours, theirs = load_file(output / "model.safetensors"), load_file(whole / "model.safetensors")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
+    assert read(output / "predictions.json") == read(whole / "predictions.json")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--train_batch_size", "3"], "3 documents cannot be divided among 2 processes"),
+        (["--backbone", "docunet"], "trains in several processes on GPUs only"),
+        (["--train_file", "nothing.json"], "nothing.json: no such file"),
+    ],
+)
+def test_what_is_wrong_is_said_once(steady, tmp_path, more, message):
+    process = start(*flags(steady, tmp_path / "a", *more))
+    (line,) = said(process)
+    assert message in line and process.returncode != 0
+    assert not (tmp_path / "a").exists()
+
+
+def test_processes_see_all_items_once(monkeypatch):
+    for count, length in [(1, 5), (2, 5), (4, 3), (3, 9)]:
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        parts = []
+        for rank in range(count):
+            monkeypatch.setenv("RANK", str(rank))
+            parts.append(distributed.part_of(list(range(length))))
+        assert sum(parts, []) == list(range(length))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_without_torchrun_nothing_is_connected(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as some clusters set it for every job
+    monkeypatch.delenv("RANK", raising=False)
+    with distributed.processes():
+        assert not torch.distributed.is_initialized() and distributed.is_first()
+
+
+def test_processes_that_cannot_connect_say_so(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(InputError, match="process 1: no connection to the others: .*MASTER_PORT"):
+        train.main(["--data_dir", "nowhere"])
