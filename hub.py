@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 
-from files import InputError, relation_ids, write_json
+from files import InputError, reason_of, relation_ids, write_json
 
 FILES = ["config.json", "model.safetensors", "rel2id.json", "tokenizer/*"]
 
@@ -88,8 +88,9 @@ def fetch(name, **options):
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=FILES, **options))
         except Exception as error:  # no network, no such model, no name of a model, ...
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-            raise InputError(f"model {name}: no run folder, nor to be had: {reason}") from None
+            raise InputError(
+                f"model {name}: no run folder, nor to be had: {reason_of(error)}"
+            ) from None
     if not (folder / "config.json").is_file():
         raise InputError(f"model {name}: not a run folder, it has no config.json")
     return folder
@@ -99,9 +100,11 @@ def load_shared(folder):
     """The model of a run folder in eval mode, with its `rel2id` and, None where the folder lacks
     them, `run` and `tokenizer`. Raises InputError."""
     from checkpoint import load_model, load_tokenizer
+    from options import saved_settings
 
-    model, config = load_model(folder)
-    model.run = config.get("run")
+    run = saved_settings(folder / "config.json")
+    model = load_model(folder)[0]
+    model.run = run or None
     model.rel2id = rel2id_of(folder)
     if (folder / "tokenizer").is_dir():
         model.tokenizer = load_tokenizer(folder / "tokenizer")
