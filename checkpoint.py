@@ -129,7 +129,7 @@ def load_model(folder):
         if any(
             "layers" in name and x > len(state) for name, x in encoder.items() if type(x) is int
         ):
-            raise ValueError("encoder: it has more layers than the weights")
+            raise InputError(f"{path}: encoder: more layers than {weights} has parameters")
         # without memory at first: a line of the configuration can ask for more than there is
         with torch.device("meta"):
             config_alone = AutoConfig.for_model(**encoder)

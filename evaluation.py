@@ -326,7 +326,7 @@ def _check_arrays(logits, labels, threshold):
             continue
         if array.dtype not in (np.float16, np.float32, np.float64):
             raise ValueError(f"{name}: {array.dtype} are no numbers of a model")
-        if not (np.abs(array) <= LARGEST_SCORE).all():
+        if not (np.abs(array) <= min(LARGEST_SCORE, float(np.finfo(array.dtype).max))).all():
             raise ValueError(f"{name}: not all are numbers of a model, up to {LARGEST_SCORE:g}")
 
 

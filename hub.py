@@ -4,6 +4,7 @@ The one format is the run folder that train.py leaves (checkpoint.py writes and 
 disk or from the hub, `DocREModel.from_pretrained(name)` loads it, and what is saved is one again.
 """
 
+import os
 from pathlib import Path
 
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -84,7 +85,7 @@ def fetch(name, **options):
     """The run folder that `name` means: a folder, or a model of the hub, downloaded or from its
     cache; options go to snapshot_download. Raises InputError."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False of a path that no folder can have
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=FILES, **options))
         except Exception as error:  # no network, no such model, no name of a model, ...

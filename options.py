@@ -1,6 +1,7 @@
 """The flags of train.py. ATLOP's keep their names; the defaults are the paper's recipe for BERT."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -132,7 +133,7 @@ def parse_runs(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     config = config_of(args.load_path)
-    if args.load_path and config.is_file():
+    if args.load_path and os.path.isfile(config):
         parser.set_defaults(rel2id=config.with_name("rel2id.json"), **saved_settings(config))
         args = parser.parse_args(argv)
     seeds = vars(args).pop("seeds")
@@ -177,7 +178,7 @@ def check_args(args):
         raise InputError(f"--seed: {args.seed} has more than 64 bits")
     if args.load_path:
         path = Path(args.load_path)
-        if not path.exists():
+        if not os.path.exists(path):  # False of a path that no file can have
             raise InputError(f"--load_path {path}: no such file or folder")
         if path.is_dir() and not config_of(path).is_file():
             raise InputError(f"--load_path {path}: not a run folder, it has no config.json")

@@ -57,17 +57,26 @@ def documents_of(group, data_dir):
     are not in data_dir (None: no folder), not as they were, or at fault."""
     splits, notes = {}, []
     for split, record in group["data"].items() if data_dir else ():
-        try:
-            path = data_file(data_dir, record["file"])
-            sha256, documents = read_split(path, relations_file(group))
-        except InputError as error:
-            notes.append(str(error))
-            continue
-        if sha256 == record["sha256"]:
-            splits[split] = documents
+        faults = []
+        for name in file_names(group, split):
+            try:
+                path = data_file(data_dir, name)
+                sha256, documents = read_split(path, relations_file(group))
+                if sha256 == record["sha256"]:
+                    splits[split] = documents
+                    break
+                faults.append(f"{path}: not the file of these runs (its SHA-256 differs)")
+            except InputError as error:
+                faults.append(str(error))
         else:
-            notes.append(f"{path}: not the file of these runs (its SHA-256 differs)")
+            notes += faults
     return splits, notes
+
+
+def file_names(group, split):
+    """What the group's runs call the file of a split, each name once."""
+    runs = [run for runs in group["rows"].values() for run in runs]
+    return dict.fromkeys(run["data"][split]["file"] for run in runs if split in run["data"])
 
 
 def data_file(data_dir, name):
@@ -86,9 +95,10 @@ def all_documents(group, data_dir):
     are left out."""
     splits = {}
     for split in ("train", "dev", "test"):
-        name = group["data"].get(split, {"file": f"{split}_revised.json"})["file"]
-        with suppress(InputError):  # the group's notes say it
-            splits[split] = read_split(data_file(data_dir, name), relations_file(group))[1]
+        for name in file_names(group, split) or [f"{split}_revised.json"]:
+            with suppress(InputError):  # the group's notes say it
+                splits[split] = read_split(data_file(data_dir, name), relations_file(group))[1]
+                break
     return splits
 
 
@@ -433,7 +443,7 @@ def main(argv=None):
     out, paper = Path(args.out), read_json(META_DIR / "paper_results.json")
     if out.resolve() == Path(args.runs).resolve():
         raise InputError(f"--out {out}: the runs are there; name a folder in it or beside it")
-    if args.data_dir and not Path(args.data_dir).is_dir():
+    if args.data_dir and not os.path.isdir(args.data_dir):
         raise InputError(f"--data_dir {args.data_dir}: no such folder")
     runs, left_out = find_runs(args.runs, out)
     if not runs:

@@ -42,7 +42,7 @@ def find_runs(root, skip):
     skip: a folder to pass over, the report's own.
     """
     root, found, runs, left_out = Path(root), [], [], []
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"--runs {root}: no such folder")
     seen = {os.path.realpath(skip)}
     for name, subfolders, files in os.walk(root, followlinks=True):
@@ -217,7 +217,8 @@ def group_runs(runs):
     together = {}
     for run in runs:
         files = {split: x["sha256"] for split, x in run["data"].items()}
-        key = json.dumps([files, run["settings"], run["classes"]], sort_keys=True)
+        sizes = [[x["documents"], x["triples"]] for x in run["data"].values()]
+        key = json.dumps([files, sizes, run["settings"], run["classes"]], sort_keys=True)
         together.setdefault(key, []).append(run)
     groups = []
     for members in sorted(together.values(), key=lambda x: (-len(x), str(x[0]["folder"]))):
