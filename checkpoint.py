@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from encoder import dropout_name, has_plain_attention
-from files import InputError, read_json, write_atomically, write_json
+from files import InputError, read_json, reason_of, write_atomically, write_json
 from model import BACKBONES
 
+SMALLEST_WINDOW = 8
 # The pooler's output is never used, and older transformers saved the position ids 0, 1, 2, ...
 _UNUSED = re.compile(r"(.*\.)?pooler\..*|.*position_ids")
 
@@ -29,12 +30,15 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
         if isinstance(source, dict):
             config = AutoConfig.for_model(**source)
         else:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if getattr(config, "is_decoder", False):
             raise ValueError("a decoder (is_decoder), whose tokens do not see those after them")
         if attention_dropout is not None:
             setattr(config, dropout_name(config), attention_dropout)
-        options = {} if has_plain_attention(config) else {"attn_implementation": "eager"}
+        window_size(config)
+        options = {"trust_remote_code": False}  # else one "y" at a prompt runs what a folder holds
+        if not has_plain_attention(config):
+            options["attn_implementation"] = "eager"
         missing = []
         if weights:
             options["output_loading_info"] = True
@@ -43,8 +47,7 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
         else:
             encoder = AutoModel.from_config(config, **options)
     except Exception as error:  # the hub, the file formats and the models raise all kinds
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise InputError(f"encoder {shown}: cannot be loaded: {reason}") from None
+        raise InputError(f"encoder {shown}: cannot be loaded: {reason_of(error)}") from None
     if missing:
         raise InputError(f"encoder {shown}: its weights lack {len(missing)}, first {missing[0]}")
     if not has_plain_attention(config):
@@ -77,12 +80,11 @@ def load_tokenizer(name):
     """Raises InputError if there is no such tokenizer."""
     try:
         try:
-            return AutoTokenizer.from_pretrained(name)
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except ValueError:  # saved by transformers 5, read by 4: a class of another name
             return PreTrainedTokenizerFast.from_pretrained(name)
     except Exception as error:  # the hub and the file formats raise all kinds
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"tokenizer {name}: cannot be loaded: {reason}") from None
+        raise InputError(f"tokenizer {name}: cannot be loaded: {reason_of(error)}") from None
 
 
 def transformer_type(config):
@@ -91,10 +93,13 @@ def transformer_type(config):
 
 
 def window_size(config, largest=512):
-    """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders."""
+    """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders. Raises
+    ValueError if there is no room for a word between the special tokens."""
     limit = getattr(config, "max_position_embeddings", None) or largest
     if transformer_type(config) == "roberta":
         limit -= config.pad_token_id + 1  # RoBERTa counts positions from there
+    if limit < SMALLEST_WINDOW:
+        raise ValueError(f"max_position_embeddings: windows of {limit} tokens are too small")
     return min(limit, largest)
 
 
@@ -115,16 +120,44 @@ def save_weights(model, folder):
 
 def load_model(folder):
     """The model of a run folder, and its config.json as a dict. Raises InputError."""
-    config = read_json(folder / "config.json")
+    path, weights = folder / "config.json", folder / "model.safetensors"
+    config, state = read_json(path), load_state(weights)
     try:
-        encoder = build_encoder("", config["encoder"], weights=False)
-        model = BACKBONES[config["backbone"]](encoder, **config["sizes"])
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}/config.json: not a run's configuration: {error!r}") from None
-    load_weights(model, folder / "model.safetensors")
+        encoder, sizes, backbone = config["encoder"], config["sizes"], BACKBONES[config["backbone"]]
+        if not isinstance(encoder, dict):  # a name would be another model's
+            raise TypeError(f"encoder: expected an object, found {type(encoder).__name__}")
+        if any(
+            "layers" in name and x > len(state) for name, x in encoder.items() if type(x) is int
+        ):
+            raise InputError(f"{path}: encoder: more layers than {weights} has parameters")
+        # without memory at first: a line of the configuration can ask for more than there is
+        with torch.device("meta"):
+            config_alone = AutoConfig.for_model(**encoder)
+            shapes = AutoModel.from_config(config_alone, trust_remote_code=False)
+            shapes.pooler = None
+            check_fit(backbone(shapes, **sizes), weights, state)
+        model = backbone(build_encoder("", encoder, weights=False), **sizes)
+        load_weights(model, weights, state)
+        _check_runs(model)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}" if str(folder) not in str(error) else error) from None
+    except Exception as error:  # whatever a model raises of a configuration that is none
+        raise InputError(f"{path}: not a run's configuration: {error!r}") from None
     return model, config
+
+
+@torch.no_grad()
+def _check_runs(model):
+    """Raises whatever the model does, given eight tokens and two entities: of a configuration, not
+    everything is looked at before."""
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    places, pairs = torch.tensor([[1, 4]]), torch.tensor([[0, 0, 1], [0, 1, 0]])
+    belongs = torch.eye(2, dtype=torch.bool)[None]
+    was_training = model.training
+    logits = model.eval()(ids, torch.ones_like(ids), places, belongs, torch.tensor([2]), pairs)
+    model.train(was_training)
+    if not logits.isfinite().all():
+        raise ValueError("the scores of a first try are not numbers")
 
 
 def load_state(path):
@@ -138,7 +171,7 @@ def load_state(path):
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # whatever the readers raise on a foreign file
-        raise InputError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: not a checkpoint: {reason_of(error)}") from None
     if isinstance(state, dict) and isinstance(state.get("checkpoint"), dict):
         state = state["checkpoint"]  # DocuNet's, beside its settings
     is_state = isinstance(state, dict) and all(isinstance(name, str) for name in state)
@@ -174,7 +207,18 @@ def load_weights(model, path, state=None):
     """Loads a checkpoint with the released code's parameter names (state: where `load_state` has
     read it already). Raises InputError, with the first names that do not fit, if any parameter is
     missing, unknown or of another shape."""
-    given, own = state or load_state(path), model.state_dict()
+    given = load_state(path) if state is None else state
+    check_fit(model, path, given)
+    try:
+        model.load_state_dict(given)
+    except Exception as error:  # tensors of another kind: sparse, quantized, ...
+        raise InputError(f"{path}: does not fit the model: {reason_of(error)}") from None
+
+
+def check_fit(model, path, given):
+    """Raises InputError unless a checkpoint (name -> tensor) has just the model's parameters, in
+    their shapes, and numbers in them."""
+    own = model.state_dict()
     faults = [f"{name} is missing" for name in own if name not in given]
     faults += [f"{name} is unknown" for name in given if name not in own]
     faults += [
@@ -182,7 +226,14 @@ def load_weights(model, path, state=None):
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
+    faults = faults or [
+        f"{name} holds what is not a finite number"
+        for name, tensor in given.items()
+        if tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_complex()
+        or not tensor.isfinite().all()
+    ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise InputError(f"{path}: does not fit the model: {'; '.join(faults[:3])}{more}")
-    model.load_state_dict(given)

@@ -34,6 +34,7 @@ from files import (
     check_title,
     document_name,
     json_values,
+    reason_of,
 )
 
 FIELDS = "title", "sents", "vertexSet", "labels"
@@ -59,8 +60,8 @@ def open_input(path):
         while block := file.read(CHUNK):
             spool.write(block)
         return spool
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: of a path that no file can have
+        raise InputError(f"{path}: {reason_of(error)}") from None
 
 
 def read_new_documents(file, name, rel2id, unique_titles=False):
@@ -75,7 +76,7 @@ def read_new_documents(file, name, rel2id, unique_titles=False):
         yield from new_documents(json_values(text.read), rel2id, unique_titles)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8
         raise InputError(f"{name}: cannot be read: {error}") from None
     finally:
         text.detach()  # the file stays open

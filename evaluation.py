@@ -303,13 +303,31 @@ def read_logits(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("logits", "labels")}
             arrays["threshold"] = file["threshold"] if "threshold" in file else None
-        if arrays["logits"].shape != arrays["labels"].shape or arrays["logits"].ndim != 2:
-            raise ValueError("logits and labels are not of one shape [pairs, classes]")
+        _check_arrays(**arrays)
         return arrays
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # whatever numpy and zipfile raise on a foreign file
         raise InputError(f"{path}: not a logits file: {error!r}") from None
+
+
+LARGEST_SCORE = 1e9  # far more than a model gives, and few enough digits to add up
+
+
+def _check_arrays(logits, labels, threshold):
+    if logits.shape != labels.shape or logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError("logits and labels are not of one shape [pairs, classes]")
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(f"labels: {labels.dtype} are no numbers")
+    if threshold is not None and threshold.shape != (len(logits), 1):
+        raise ValueError("threshold: not of shape [pairs, 1]")
+    for name, array in {"logits": logits, "threshold": threshold}.items():
+        if array is None:
+            continue
+        if array.dtype not in (np.float16, np.float32, np.float64):
+            raise ValueError(f"{name}: {array.dtype} are no numbers of a model")
+        if not (np.abs(array) <= min(LARGEST_SCORE, float(np.finfo(array.dtype).max))).all():
+            raise ValueError(f"{name}: not all are numbers of a model, up to {LARGEST_SCORE:g}")
 
 
 def format_scores(scores):

@@ -275,7 +275,8 @@ def draw_pair(panel, names, title, scores, threshold, labels):
     panel.axhline(threshold, color="#c05000", linestyle="--")
     low, high = min(scores.min(), threshold), max(scores.max(), threshold)
     low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
-    panel.set(xlim=(0, len(scores) + 1), ylim=(low, high), title=title)
+    panel.set(xlim=(0, len(scores) + 1), ylim=(low, high))
+    panel.set_title(title, parse_math=False)
     panel.set(xlabel="relations, the highest score first", ylabel="score")
 
     # The names stand in a column on the right, moved apart where they would overlap.

@@ -3,6 +3,7 @@ names file, document and field (`InputError`); all that leaves is written whole 
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -16,8 +17,35 @@ SPACE = re.compile(r"[ \t\n\r]*")
 META_DIR = Path(__file__).parent / "meta"
 
 
+LONGEST = 400  # characters of a message
+
+
 class InputError(ValueError):
-    """Bad input from the user; the message is one line that says what is wrong and where."""
+    """Bad input from the user; the message is one printable line that says what is wrong and where,
+    whatever it quotes."""
+
+    def __init__(self, message):
+        super().__init__(printable(message, LONGEST))
+
+
+def printable(text, longest=None):
+    """The text on one line, with escapes (\\x1b) for what is not printable: no control characters
+    reach a terminal or a file, nor marks that turn the direction of writing. longest: characters
+    (more than 20); of a longer text the middle is left out."""
+    text = str(text)
+    if longest and len(text) > 8 * longest:  # an escape has at most 10 characters
+        text = text[: 4 * longest] + text[-4 * longest :]
+    text = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+    if longest and len(text) > longest:
+        end = (longest - 5) // 3
+        text = f"{text[: longest - 5 - end]} ... {text[-end:]}"
+    return text
+
+
+def reason_of(error):
+    """The first line of what an error of any library says."""
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(reason).splitlines()[0]
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -49,8 +77,7 @@ def write_atomically(path, write, faults=OSError):
         write(temporary)
         os.replace(temporary, path)
     except (OSError, faults) as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise InputError(f"{path}: cannot be written: {reason}") from None
+        raise InputError(f"{path}: cannot be written: {reason_of(error)}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -67,6 +94,8 @@ def relation_ids(path=META_DIR / "rel2id.json"):
     rel2id = read_json(path)
     if not isinstance(rel2id, dict) or not all(type(x) is int for x in rel2id.values()):
         raise InputError(f"{path}: expected an object, property -> class id")
+    if not all(map(_is_text, rel2id)):
+        raise InputError(f"{path}: a property holds half a character (a lone surrogate)")
     if sorted(rel2id.values()) != list(range(len(rel2id))):
         raise InputError(f"{path}: the class ids are not 0 to {len(rel2id) - 1}, each once")
     return rel2id
@@ -79,7 +108,7 @@ def read_json(path):
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
@@ -120,7 +149,7 @@ def iter_documents(path, rel2id=None, labelled=True):
         raise InputError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
@@ -136,7 +165,7 @@ def document_name(document, index):
     title = document.get("title") if isinstance(document, dict) else None
     if not isinstance(title, str):
         return f"document {index}"
-    return f"document {index} {json.dumps(title, ensure_ascii=not _is_text(title))}"
+    return f"document {index} {printable(json.dumps(title, ensure_ascii=not _is_text(title)), 80)}"
 
 
 def check_document(document, rel2id, labelled=True):
@@ -223,7 +252,7 @@ def _check_label(label, where, num_entities, num_sentences, rel2id):
     if not isinstance(evidence, (list, type(None))):
         raise InputError(f"{where}.evidence: expected list, found {type(evidence).__name__}")
     for sentence in evidence or []:
-        if not isinstance(sentence, int) or not 0 <= sentence < num_sentences:
+        if type(sentence) is not int or not 0 <= sentence < num_sentences:
             raise InputError(
                 f"{where}.evidence: {sentence!r:.80} is not one of {num_sentences} sentences"
             )
@@ -240,6 +269,11 @@ def field(record, name, kind, where=""):
     if kind is str and not _is_text(value):
         raise InputError(f"{path}: holds half a character (a lone surrogate)")
     return value
+
+
+def is_number(value, low=-sys.float_info.max, high=sys.float_info.max):
+    """True for a whole or broken number from low to high: no bool, no text, not infinite."""
+    return type(value) in (int, float) and low <= value <= high
 
 
 def _is_text(string):
@@ -286,9 +320,16 @@ def _check_prediction(x, num_entities, rel2id):
             raise InputError(f"{name}: {x[name]} is not one of {limit} entities")
     evidence = x.get("evidence")
     if evidence is not None and not (
-        isinstance(evidence, list) and all(isinstance(sentence, int) for sentence in evidence)
+        isinstance(evidence, list) and all(type(sentence) is int for sentence in evidence)
     ):
         raise InputError("evidence: expected a list of sentence numbers")
+
+
+def _finite(text):
+    """A number of JSON; its readers also take NaN, Infinity and 1e999, which are none."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text:.20} is not a number")
+    return number
 
 
 def json_values(read):
@@ -296,7 +337,7 @@ def json_values(read):
 
     read(n): the next n characters, fewer only at the end. Holds one chunk and one document of text.
     """
-    decode = json.JSONDecoder().raw_decode
+    decode = json.JSONDecoder(parse_float=_finite, parse_constant=_finite).raw_decode
     text, place, line, number = "", 0, 1, 0
 
     def more():

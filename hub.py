@@ -4,11 +4,12 @@ The one format is the run folder that train.py leaves (checkpoint.py writes and 
 disk or from the hub, `DocREModel.from_pretrained(name)` loads it, and what is saved is one again.
 """
 
+import os
 from pathlib import Path
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 
-from files import InputError, relation_ids, write_json
+from files import InputError, reason_of, relation_ids, write_json
 
 FILES = ["config.json", "model.safetensors", "rel2id.json", "tokenizer/*"]
 
@@ -84,12 +85,13 @@ def fetch(name, **options):
     """The run folder that `name` means: a folder, or a model of the hub, downloaded or from its
     cache; options go to snapshot_download. Raises InputError."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False of a path that no folder can have
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=FILES, **options))
         except Exception as error:  # no network, no such model, no name of a model, ...
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-            raise InputError(f"model {name}: no run folder, nor to be had: {reason}") from None
+            raise InputError(
+                f"model {name}: no run folder, nor to be had: {reason_of(error)}"
+            ) from None
     if not (folder / "config.json").is_file():
         raise InputError(f"model {name}: not a run folder, it has no config.json")
     return folder
@@ -99,9 +101,11 @@ def load_shared(folder):
     """The model of a run folder in eval mode, with its `rel2id` and, None where the folder lacks
     them, `run` and `tokenizer`. Raises InputError."""
     from checkpoint import load_model, load_tokenizer
+    from options import saved_settings
 
-    model, config = load_model(folder)
-    model.run = config.get("run")
+    run = saved_settings(folder / "config.json")
+    model = load_model(folder)[0]
+    model.run = run or None
     model.rel2id = rel2id_of(folder)
     if (folder / "tokenizer").is_dir():
         model.tokenizer = load_tokenizer(folder / "tokenizer")

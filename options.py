@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import distributed
-from files import META_DIR, InputError, OneLineParser, read_json
+from files import META_DIR, InputError, OneLineParser, field, read_json, reason_of
 from losses import LOSSES
 from model import BACKBONES
 from resume import state_files
@@ -37,6 +37,30 @@ LEAST = {  # what a flag must be at least
 
 def config_of(load_path):
     return Path(load_path) / "config.json"
+
+
+def saved_settings(config):
+    """Those of SAVED_WITH_MODEL that a run folder's config.json has, {} if none. Raises InputError
+    for values that none of them can have."""
+    saved = read_json(config)
+    run = saved.get("run") if isinstance(saved, dict) else None
+    if run is None:
+        return {}
+    known = {"backbone": BACKBONES, "loss_type": LOSSES}
+    try:
+        if not isinstance(run, dict):
+            raise InputError(f"run: expected an object, found {type(run).__name__}")
+        found = {
+            name: field(run, name, str if name in known else int, "run")
+            for name in SAVED_WITH_MODEL
+            if name in run
+        }
+        for name, value in found.items():
+            if value not in known.get(name, [value]) or value < LEAST.get(name, value):
+                raise InputError(f"run.{name}: {value!r:.80} is none that a run can have")
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from None
+    return found
 
 
 def build_parser():
@@ -114,11 +138,8 @@ def parse_runs(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     config = config_of(args.load_path)
-    if args.load_path and config.is_file():
-        saved = read_json(config)
-        saved = saved.get("run", {}) if isinstance(saved, dict) else {}
-        parser.set_defaults(rel2id=config.with_name("rel2id.json"))
-        parser.set_defaults(**{k: saved[k] for k in SAVED_WITH_MODEL if k in saved})
+    if args.load_path and os.path.isfile(config):
+        parser.set_defaults(rel2id=config.with_name("rel2id.json"), **saved_settings(config))
         args = parser.parse_args(argv)
     seeds = vars(args).pop("seeds")
     if seeds is None:
@@ -168,7 +189,7 @@ def check_args(args):
         raise InputError(f"--seed: {args.seed} has more than 64 bits")
     if args.load_path:
         path = Path(args.load_path)
-        if not path.exists():
+        if not os.path.exists(path):  # False of a path that no file can have
             raise InputError(f"--load_path {path}: no such file or folder")
         if path.is_dir() and not config_of(path).is_file():
             raise InputError(f"--load_path {path}: not a run folder, it has no config.json")
@@ -202,7 +223,7 @@ def pick_device(device, precision):
     try:
         kind = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--device {device}: {reason_of(error)}") from None
     if kind not in ("cpu", "cuda"):
         raise InputError(f"--device {device}: neither cpu nor cuda")
     on_gpu = kind == "cuda"

@@ -294,9 +294,9 @@ def parse_args(argv=None):
 
 def check_writable(flag, path):
     """Raises InputError now for what would fail when the work is done."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{flag} {path}: is a folder")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise InputError(f"{flag} {path}: no such folder as {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{flag} {path}: {path.parent} is not writable")

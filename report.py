@@ -8,7 +8,9 @@ recipe are never averaged: each combination is a group with tables of its own.
 """
 
 import hashlib
+import os
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from files import (
     META_DIR,
     InputError,
     OneLineParser,
+    printable,
     read_documents,
     read_json,
     relation_ids,
@@ -51,28 +54,51 @@ def read_split(path, relations):
 
 def documents_of(group, data_dir):
     """The documents that a group's runs were made of, split -> documents; and notes on those that
-    are not in data_dir (None: no folder), or not as they were."""
+    are not in data_dir (None: no folder), not as they were, or at fault."""
     splits, notes = {}, []
     for split, record in group["data"].items() if data_dir else ():
-        path = Path(data_dir) / record["file"]
-        if not path.is_file():
-            notes.append(f"{path}: no such file")
-            continue
-        sha256, documents = read_split(path, relations_file(group))
-        if sha256 == record["sha256"]:
-            splits[split] = documents
+        faults = []
+        for name in file_names(group, split):
+            try:
+                path = data_file(data_dir, name)
+                sha256, documents = read_split(path, relations_file(group))
+                if sha256 == record["sha256"]:
+                    splits[split] = documents
+                    break
+                faults.append(f"{path}: not the file of these runs (its SHA-256 differs)")
+            except InputError as error:
+                faults.append(str(error))
         else:
-            notes.append(f"{path}: not the file of these runs (its SHA-256 differs)")
+            notes += faults
     return splits, notes
 
 
+def file_names(group, split):
+    """What the group's runs call the file of a split, each name once."""
+    runs = [run for runs in group["rows"].values() for run in runs]
+    return dict.fromkeys(run["data"][split]["file"] for run in runs if split in run["data"])
+
+
+def data_file(data_dir, name):
+    """The path of a data file, whose name is a run's. Raises InputError if there is none, or the
+    name leads out of the folder."""
+    path = Path(data_dir) / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"{path}: outside of --data_dir, so it is not read")
+    if not os.path.isfile(path):  # False of a path that no file can have
+        raise InputError(f"{path}: no such file")
+    return path
+
+
 def all_documents(group, data_dir):
-    """Split -> documents, of the files in data_dir that are named as this group's."""
+    """Split -> documents, of the files in data_dir that are named as this group's; those at fault
+    are left out."""
     splits = {}
     for split in ("train", "dev", "test"):
-        name = group["data"].get(split, {"file": f"{split}_revised.json"})["file"]
-        if (path := Path(data_dir) / name).is_file():
-            splits[split] = read_split(path, relations_file(group))[1]
+        for name in file_names(group, split) or [f"{split}_revised.json"]:
+            with suppress(InputError):  # the group's notes say it
+                splits[split] = read_split(data_file(data_dir, name), relations_file(group))[1]
+                break
     return splits
 
 
@@ -100,7 +126,8 @@ def find_pair(splits, title, head, tail):
                     raise InputError(f"--pair: {head!r} and {tail!r} are one entity")
                 row += int((pairs == ends).all(1).argmax())
                 names = [document["vertexSet"][i][0]["name"] for i in ends]
-                return split, row, f"{names[0]} → {names[1]} ({title})"
+                names = [printable(name, 60) for name in (*names, title)]
+                return split, row, f"{names[0]} → {names[1]} ({names[2]})"
             row += len(pairs)
     return None
 
@@ -176,7 +203,7 @@ def draw_shifts(backbone, rows, styles, draw, notes):
 def draw_pair(backbone, rows, place, losses, relations, draw, notes):
     number, split, row, title = place
     info, ids = read_json(META_DIR / "rel_info.json"), relation_ids(relations)
-    names = [info.get(name, name) for name in sorted(ids, key=ids.get)][1:]
+    names = [printable(info.get(name, name), 80) for name in sorted(ids, key=ids.get)][1:]
     file, cases = f"{split}_logits.npz", []
     for loss in losses:
         found = readable(lambda run: read_pair(run, split, row), rows.get(loss, []), file, notes)
@@ -191,9 +218,22 @@ def draw_pair(backbone, rows, place, losses, relations, draw, notes):
 # --- Markdown ---------------------------------------------------------------------------------
 
 
+def plain(text):
+    """Text that Markdown shows as it is: one line, no markup, no border of a table."""
+    return re.sub(r"([\\`*\[\]<>|&$])", r"\\\1", printable(text))
+
+
+def bullets(texts):
+    return "\n".join(f"- {plain(text)}" for text in texts)
+
+
+def pictures(figures):
+    return [f"![{plain(x['caption'])}]({x['file']})\n\n{plain(x['caption'])}" for x in figures]
+
+
 def markdown_table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    lines = [map(plain, head), ["---"] * len(head), *(map(plain, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number_text(x, column):
@@ -249,9 +289,9 @@ def significance_table(found):
         "that both losses have are paired and averaged, not resampled. p is two-sided, at least "
         f"{2 / (found['resamples'] + 1):.4f}."
     )
-    title = f"### Significance: difference from {reference} (test)"
-    notes = ["\n".join(f"- {note}" for note in found["notes"])]
-    return [title, text, *[markdown_table(head, lines)] * bool(lines), *notes * bool(notes[0])]
+    title = f"### Significance: difference from {plain(reference)} (test)"
+    notes = [bullets(found["notes"])] * bool(found["notes"])
+    return [title, text, *[markdown_table(head, lines)] * bool(lines), *notes]
 
 
 def data_markdown(table5, table6):
@@ -280,7 +320,7 @@ def settings_text(group, first, paper):
     ]
     encoder = settings.pop("model_name_or_path")
     recipe = ", ".join(f"{k} {v}" for k, v in settings.items() if v not in ("", None))
-    lines = [f"- data: {'; '.join(data)}", f"- encoder: {encoder}", f"- recipe: {recipe}"]
+    lines = [f"data: {'; '.join(data)}", f"encoder: {encoder}", f"recipe: {recipe}"]
     if group is not first:
         now, then = group["settings"], first["settings"]
         other = [
@@ -291,15 +331,17 @@ def settings_text(group, first, paper):
         for split in sorted({*group["data"], *first["data"]}):
             files = [x["data"].get(split, {}).get("sha256") for x in (group, first)]
             other += [f"another {split} file"] * (files[0] != files[1])
-        lines.append(f"- differs from group 1 in: {'; '.join(other)}")
+        other += ["other relations"] * (group["classes"] != first["classes"])
+        lines.append(f"differs from group 1 in: {'; '.join(other)}")
+    parts = [bullets(lines)]
     documents = {split: x["documents"] for split, x in group["data"].items()}
     theirs = {split: x["documents"] for split, x in paper["table6_splits"].items()}
     if documents != theirs:
-        lines.append(
+        parts.append(
             "- **these are not the paper's data** (Re-DocRED, "
             f"{' / '.join(map(str, theirs.values()))} documents): its numbers are no yardstick here"
         )
-    return "\n".join(lines)
+    return "\n".join(parts)
 
 
 HEADER = """# Report
@@ -313,8 +355,8 @@ of their own. HingeABL is with --hinge_norm separate and margin 5 unless its nam
 def to_markdown(report, groups, paper):
     parts = [HEADER.format(source=paper["source"])]
     if report["left_out"]:
-        lines = [f"- {x['folder']}: {x['reason']}" for x in report["left_out"]]
-        parts += ["## Left out", "\n".join(lines)]
+        lines = [f"{x['folder']}: {x['reason']}" for x in report["left_out"]]
+        parts += ["## Left out", bullets(lines)]
     for number, (group, found) in enumerate(zip(groups, report["groups"], strict=True), 1):
         runs = sum(map(len, group["rows"].values()))
         parts.append(f"## Group {number}: {runs} run{'s' * (runs > 1)}")
@@ -323,13 +365,13 @@ def to_markdown(report, groups, paper):
             parts += runs_table(table)
         if found["significance"]:
             parts += significance_table(found["significance"])
-        parts += [f"![{x['caption']}]({x['file']})\n\n{x['caption']}" for x in found["figures"]]
-        parts += ["\n".join(f"- {note}" for note in found["notes"])] if found["notes"] else []
+        parts += pictures(found["figures"])
+        parts += [bullets(found["notes"])] if found["notes"] else []
     if report["table6"]:
         parts += data_markdown(report["table5"], report["table6"])
     if report["figures"]:
         parts.append("## Losses")
-        parts += [f"![{x['caption']}]({x['file']})\n\n{x['caption']}" for x in report["figures"]]
+        parts += pictures(report["figures"])
     return "\n\n".join(parts) + "\n"
 
 
@@ -401,12 +443,13 @@ def main(argv=None):
     out, paper = Path(args.out), read_json(META_DIR / "paper_results.json")
     if out.resolve() == Path(args.runs).resolve():
         raise InputError(f"--out {out}: the runs are there; name a folder in it or beside it")
-    if args.data_dir and not Path(args.data_dir).is_dir():
+    if args.data_dir and not os.path.isdir(args.data_dir):
         raise InputError(f"--data_dir {args.data_dir}: no such folder")
     runs, left_out = find_runs(args.runs, out)
     if not runs:
         reasons = "; ".join(f"{folder}: {reason}" for folder, reason in left_out)
         raise InputError(f"--runs {args.runs}: no finished run ({reasons or 'it is empty'})")
+    left_out = [(printable(folder), reason) for folder, reason in left_out]
     groups = group_runs(runs)
     documents = [documents_of(group, args.data_dir) for group in groups]
     pairs = locate_pairs(args, [splits for splits, _ in documents])
@@ -416,11 +459,13 @@ def main(argv=None):
         raise InputError(f"--out {out}: {error.strerror}") from None
 
     report = {"paper": paper["source"], "groups": [], "figures": [], "table5": {}, "table6": {}}
-    report["left_out"] = [{"folder": str(x), "reason": reason} for x, reason in left_out]
+    report["left_out"] = [{"folder": x, "reason": reason} for x, reason in left_out]
     for number, group in enumerate(groups, 1):
         splits, missing = documents[number - 1]
+        for note in missing:
+            print(f"group {number}: not used: {note}")
         found = report_group(number, group, splits, pairs[number - 1], paper, args)
-        found["notes"] = group["notes"] + missing + found["notes"]
+        found["notes"] = list(map(printable, group["notes"] + missing + found["notes"]))
         report["groups"].append(found)
     if args.data_dir:
         splits = all_documents(groups[0], args.data_dir)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 
 import distributed
-from files import InputError, write_atomically
+from files import InputError, printable, reason_of, write_atomically
 
 
 def save_state(folder, step, content):
@@ -36,8 +36,8 @@ def load_state(folder):
         except OSError as error:  # not the file's fault: it may be readable tomorrow
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
         except Exception as error:  # whatever torch raises on a cut or foreign file
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"{path}: not a state ({reason:.100}); trying the one before", file=sys.stderr)
+            reason = printable(reason_of(error), 100)
+            print(f"{path}: not a state ({reason}); trying the one before", file=sys.stderr)
             broken.append(path)
             continue
         for newer in broken:

@@ -1,12 +1,12 @@
 """Run folders: find them, check them, put together what may be averaged.
 
-A run is a dict: folder, relations (path of its rel2id.json), seed, backbone, loss (its name in
-tables, e.g. HingeABL:joint:m3), loss_type, num_labels, settings (encoder and recipe, flag -> value)
-and data, dev, test and tuned, as in results.json (the last two may be None).
+A run is a dict: folder, relations (path of its rel2id.json), classes (what that holds), seed,
+backbone, loss (its name in tables, e.g. HingeABL:joint:m3), loss_type, num_labels, settings
+(encoder and recipe, flag -> value) and data, dev, test and tuned, as in results.json (the last two
+may be None).
 """
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from evaluation import PATTERNS, f1_of_counts, prediction_patterns, read_logits, shift_curve
-from files import META_DIR, InputError, field, read_json, relation_ids
+from files import META_DIR, InputError, field, is_number, printable, read_json, relation_ids
 from losses import LOSSES, margins
 from model import BACKBONES
 from options import SAVED_WITH_MODEL, build_parser
@@ -32,6 +32,7 @@ NOT_SETTINGS = frozenset(
 )
 OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
 RATIOS = ("F/(T+F)", "FN/F", "FN_CRK/FN")
+LARGEST = 2**53  # of a number of pairs, steps, ...: beyond, a float cannot count
 SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *RATIOS)
 
 
@@ -41,7 +42,7 @@ def find_runs(root, skip):
     skip: a folder to pass over, the report's own.
     """
     root, found, runs, left_out = Path(root), [], [], []
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"--runs {root}: no such folder")
     seen = {os.path.realpath(skip)}
     for name, subfolders, files in os.walk(root, followlinks=True):
@@ -60,12 +61,15 @@ def find_runs(root, skip):
         try:
             runs.append(read_run(folder))
         except InputError as error:
-            left_out.append((folder, str(error).removeprefix(f"{folder}/")))
+            left_out.append((folder, str(error).removeprefix(printable(f"{folder}/"))))
     for folder in sorted(root.iterdir()) if root not in found else []:
         passed_over = folder.name[0] == "." or os.path.realpath(folder) == os.path.realpath(skip)
         if folder.is_dir() and not passed_over and not any(x.is_relative_to(folder) for x in found):
             left_out.append((folder, "not a run: neither results.json nor metrics.jsonl in it"))
     return runs, left_out
+
+
+DATA_FIELDS = {"sha256": str, "file": str, "documents": int, "triples": int}
 
 
 def read_run(folder):
@@ -81,9 +85,9 @@ def read_run(folder):
     relations = folder / "rel2id.json"
     if not relations.exists():  # of an older run
         relations = META_DIR / "rel2id.json"
-    relation_ids(relations)
     return {
         "relations": relations,
+        "classes": relation_ids(relations),
         "folder": folder,
         "seed": args["seed"],
         "backbone": backbone_label(args),
@@ -91,7 +95,10 @@ def read_run(folder):
         "loss_type": args["loss_type"],
         "num_labels": args["num_labels"],
         "settings": settings_of(args),
-        "data": results["data"],
+        "data": {
+            split: {name: record[name] for name in DATA_FIELDS}
+            for split, record in results["data"].items()
+        },
         **{split: results.get(split) for split in ("dev", "test", "tuned")},
     }
 
@@ -103,30 +110,45 @@ def check_results(results):
     args = field(results, "args", dict)
     for name, kind in {"loss_type": str, "seed": int, "model_name_or_path": str}.items():
         field(args, name, kind, "args")
+    if not -LARGEST < args["seed"] < LARGEST:
+        raise InputError(f"args.seed: {args['seed']} is no seed")
     for name in ("margin", "gamma", *OF_DOCUNET):
-        if not isinstance(args.get(name), (int, float, type(None))):
-            raise InputError(f"args.{name}: {args[name]!r:.80} is not a number")
+        value = args.get(name, DEFAULTS[name])
+        if not is_number(value) and not (name == "margin" and value is None):
+            raise InputError(f"args.{name}: {value!r:.80} is not a number")
+    for name, kind in {"num_labels": int, "load_path": str}.items():
+        field({name: DEFAULTS[name]} | args, name, kind, "args")
+    for name, value in settings_of(args).items():
+        field({name: str(name)}, name, str, "args")  # is text
+        if isinstance(value, str):
+            field(args, name, str, "args")
+        elif value is not None and not isinstance(value, bool) and not is_number(value, -LARGEST):
+            raise InputError(f"args.{name}: {value!r:.80} is no setting")
     known_names = {"loss_type": LOSSES, "backbone": BACKBONES, "hinge_norm": ("separate", "joint")}
     for name, known in known_names.items():
-        if args.get(name, DEFAULTS[name]) not in known:
+        if args.get(name, DEFAULTS[name]) not in list(known):
             raise InputError(f"args.{name}: unknown {args[name]!r:.80}")
     data = field(results, "data", dict)
     splits = ["train", "dev"] + ["test"] * ("test" in results)
     for split in {*splits, *data}:
         record = field(data, split, dict, "data")
-        for name, kind in {"sha256": str, "file": str, "documents": int, "triples": int}.items():
+        for name, kind in DATA_FIELDS.items():
             field(record, name, kind, f"data.{split}")
+            if kind is int and not 0 <= record[name] < LARGEST:
+                raise InputError(f"data.{split}.{name}: {record[name]} is no number of them")
     parts = {split: field(results, split, dict) for split in splits[1:]}
     if "tuned" in results:
         tuned = field(results, "tuned", dict)
-        field(tuned, "shift", float, "tuned")
+        if not is_number(field(tuned, "shift", float, "tuned")):
+            raise InputError(f"tuned.shift: {tuned['shift']} is not a number")
         parts |= {f"tuned.{split}": field(tuned, split, dict, "tuned") for split in splits[1:]}
     for where, scores in parts.items():
         for name in PATTERNS:
-            field(scores, name, int, where)
+            if not 0 <= field(scores, name, int, where) < LARGEST:
+                raise InputError(f"{where}.{name}: {scores[name]} is no number of pairs")
         for name in SCORES:
-            if not math.isfinite(field(scores, name, float, where)):
-                raise InputError(f"{where}.{name}: {scores[name]} is not a number")
+            if not 0 <= field(scores, name, float, where) <= 1:
+                raise InputError(f"{where}.{name}: {scores[name]} is not a number from 0 to 1")
 
 
 def trained_with(args):
@@ -140,10 +162,13 @@ def trained_with(args):
         kept = {*SAVED_WITH_MODEL, *NOT_SETTINGS, "model_name_or_path"}
         known = {name: value for name, value in args.items() if name in kept}
         return known | {"seed": str(source), "trained": "elsewhere"}
-    if not (source / "results.json").exists():
+    if not os.path.isfile(source / "results.json"):  # False of a path that no file can have
         raise InputError(f"only evaluates {source}, whose results.json is not there")
     trained = read_json(source / "results.json")
-    check_results(trained)
+    try:
+        check_results(trained)
+    except InputError as error:
+        raise InputError(f"only evaluates {source}, whose results.json: {error}") from None
     return DEFAULTS | trained["args"] | {name: args[name] for name in SAVED_WITH_MODEL}
 
 
@@ -185,13 +210,15 @@ def order_of(row):
 
 
 def group_runs(runs):
-    """The runs by data and settings: groups {data, settings, rows, notes}, the largest first; rows:
+    """The runs by data, relations and settings: groups {data, settings, classes, rows, notes}, the
+    largest first; rows:
     (backbone, loss) -> runs of distinct seeds. Where one seed ran twice, one run is taken: one with
     a tuned threshold before one without, then the first by name; the notes say so."""
     together = {}
     for run in runs:
         files = {split: x["sha256"] for split, x in run["data"].items()}
-        key = json.dumps([files, run["settings"]], sort_keys=True)
+        sizes = [[x["documents"], x["triples"]] for x in run["data"].values()]
+        key = json.dumps([files, sizes, run["settings"], run["classes"]], sort_keys=True)
         together.setdefault(key, []).append(run)
     groups = []
     for members in sorted(together.values(), key=lambda x: (-len(x), str(x[0]["folder"]))):
@@ -211,7 +238,8 @@ def group_runs(runs):
         }
         first = members[0]
         groups.append(
-            {"data": first["data"], "settings": first["settings"], "rows": rows, "notes": notes}
+            {name: first[name] for name in ("data", "settings", "classes")}
+            | {"rows": rows, "notes": notes}
         )
     return groups
 
@@ -230,10 +258,12 @@ def read_curve(run):
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for x in records:
-            numbers = x["step"], x["loss"], *(x["dev"][k] for k in ("precision", "recall", "f1"))
-            if not all(math.isfinite(number) for number in numbers):
+            numbers = [x["step"] / LARGEST, *(x["dev"][k] for k in ("precision", "recall", "f1"))]
+            if not all(is_number(x, 0, 1) for x in numbers) or not is_number(x["loss"], 0, 1e30):
                 raise ValueError(f"step {x['step']}: a score is not a number")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not records:
+            raise ValueError("the file is empty")
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{path}: no evaluations of a run: {error!r}") from None
     return records
 
@@ -260,10 +290,12 @@ def read_pair(run, split, row):
     arrays = {k: x if x is None else x[row : row + 1] for k, x in read_logits(path).items()}
     if len(arrays["logits"]) == 0:
         raise InputError(f"{path}: it has no pair number {row}")
+    if arrays["logits"].shape[1] != len(run["classes"]):
+        raise InputError(f"{path}: the scores are not those of {len(run['classes'])} classes")
     pattern = PATTERNS[prediction_patterns(**arrays)[0]]
     threshold = arrays["logits"] if arrays["threshold"] is None else arrays["threshold"]
     return {
-        "title": f"{run['loss']}, seed {run['seed']}: {pattern}",
+        "title": f"{run['loss']}, seed {printable(run['seed'], 40)}: {pattern}",
         "scores": arrays["logits"][0, 1:],
         "labels": arrays["labels"][0, 1:] > 0,
         "threshold": float(threshold[0, 0]),

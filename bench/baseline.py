@@ -98,7 +98,9 @@ class Baseline(nn.Module):
     def __init__(self, model, opening, closing):
         super().__init__()
         config = model.model.config
-        self.model = AutoModel.from_config(config, attn_implementation="eager")
+        self.model = AutoModel.from_config(
+            config, attn_implementation="eager", trust_remote_code=False
+        )
         self.model.pooler = None
         self.emb_size, self.block_size = model.sizes["emb_size"], model.sizes["block_size"]
         self.head_extractor = nn.Linear(2 * config.hidden_size, self.emb_size)

@@ -48,7 +48,9 @@ class OneDocument(torch.nn.Module):
         super().__init__()
         self.atlop = model
         config = copy.deepcopy(model.model.config)
-        self.encoder = AutoModel.from_config(config, attn_implementation="eager")
+        self.encoder = AutoModel.from_config(
+            config, attn_implementation="eager", trust_remote_code=False
+        )
         self.encoder.pooler = None
         self.encoder.load_state_dict(model.model.state_dict())
 

@@ -456,7 +456,9 @@ def test_pair_is_the_right_row(made, data):
     assert labels_of(documents)[row].sum() >= 6 and row == 30  # after the 30 pairs of test 0
     arrays = np.load(made[0].parent / "runs/hinge-1/test_logits.npz")
     case = report.read_pair(
-        {"folder": made[0].parent / "runs/hinge-1", "loss": "", "seed": 1}, split, row
+        {"folder": made[0].parent / "runs/hinge-1", "loss": "", "seed": 1, "classes": REL2ID},
+        split,
+        row,
     )
     assert (case["scores"] == arrays["logits"][30, 1:]).all()
     assert case["threshold"] == arrays["logits"][30, 0] and case["labels"].sum() >= 6
