@@ -64,7 +64,7 @@ def write_encoder(folder, tokenizer, width, layers):
         num_attention_heads=max(1, width // 64),
         intermediate_size=4 * width,
     )
-    AutoModel.from_config(config).save_pretrained(folder)
+    AutoModel.from_config(config, trust_remote_code=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

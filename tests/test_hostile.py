@@ -31,8 +31,8 @@ import evaluation
 import page
 import predict
 import report
-import train
 from checkpoint import build_encoder, load_state, load_tokenizer
+from data import Data
 from documents import as_docred, open_input, read_new_documents
 from evaluation import document_counts, evaluate, read_logits
 from files import LONGEST, InputError, printable, read_documents, read_predictions, relation_ids
@@ -281,12 +281,11 @@ def test_documents_at_their_limits(tmp_path, works):
 
 ARGS = {
     **{"data_dir": "", "train_file": "a.json", "dev_file": "a.json", "test_file": "a.json"},
-    **{"num_class": 97, "rel2id": "meta/rel2id.json", "load_path": "", "train_batch_size": 1},
-    "gradient_accumulation_steps": 1,
+    "max_seq_length": 64,
 }
 
 
-def test_documents_of_broken_bytes(tmp_path, works, folder, monkeypatch, capsys):  # noqa: F811
+def test_documents_of_broken_bytes(tmp_path, works, folder, tokenizer, monkeypatch):  # noqa: F811
     """By every command that reads them: train.py, evaluation.py and predict.py."""
     path, good = tmp_path / "a.json", tmp_path / "good.json"
     good.write_bytes(as_bytes([{"title": "Title 0", "h_idx": 0, "t_idx": 1, "r": "P17"}]))
@@ -295,10 +294,10 @@ def test_documents_of_broken_bytes(tmp_path, works, folder, monkeypatch, capsys)
     seen = Counter()
     for change in BYTES.values():
         path.write_bytes(change(as_bytes(BASE)))
-        splits, message = outcome(lambda: train.read_splits(args, REL2ID), path)
+        found, message = outcome(lambda: Data(args, REL2ID, tokenizer), path)
         seen[message is None] += 1
         if message is None:
-            works(splits["dev"])
+            works(found.documents["dev"])
             evaluation.main(["--pred", str(good), "--truth", str(path)])
             continue
         _, other = outcome(lambda: evaluation.main(["--pred", str(good), "--truth", str(path)]))
