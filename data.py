@@ -60,7 +60,7 @@ class Data:
     def pass_train(self):
         """The training documents, one at a time, as they are read, validated and counted."""
         wanted = set().union(*map(named_facts, self.documents.values()))
-        documents = iter_documents(self.paths["train"], self.rel2id)
+        documents = iter_documents(self.paths["train"], self.rel2id, unique_titles=False)
         hidden = None if distributed.is_first() else True
         for x in tqdm(documents, desc="train file", unit="doc", leave=False, disable=hidden):
             self.train_facts |= named_facts([x]) & wanted

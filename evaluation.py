@@ -12,7 +12,15 @@ from collections import Counter
 
 import numpy as np
 
-from files import InputError, OneLineParser, read_documents, read_predictions, run_main, write_json
+from files import (
+    InputError,
+    OneLineParser,
+    iter_documents,
+    read_documents,
+    read_predictions,
+    run_main,
+    write_json,
+)
 
 # The ten relations with most facts in DocRED's training set; the rest are the long tail.
 FREQUENT = frozenset("P17 P131 P27 P150 P175 P577 P463 P527 P495 P361".split())
@@ -29,6 +37,15 @@ def named_facts(documents):
         for x in document.get("labels", []):
             facts.update((h, t, x["r"]) for h in names[x["h"]] for t in names[x["t"]])
     return facts
+
+
+def known_facts(path, truth):
+    """The facts by name of a training file of any size, as far as the documents of `truth` have
+    them too: all that their Ign scores ask for."""
+    wanted, found = named_facts(truth), set()
+    for document in iter_documents(path, unique_titles=False):
+        found |= named_facts([document]) & wanted
+    return found
 
 
 def gold_facts(documents):
@@ -358,8 +375,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     truth = read_documents(args.truth)
     predictions = read_predictions(args.pred, truth)
-    train = read_documents(args.train) if args.train else ()
-    distant = read_documents(args.distant) if args.distant else ()
+    train = known_facts(args.train, truth) if args.train else ()
+    distant = known_facts(args.distant, truth) if args.distant else ()
     scores = evaluate(predictions, truth, train, distant)
     if args.logits:
         scores |= count_patterns(**read_logits(args.logits))

@@ -127,12 +127,13 @@ def read_documents(path, rel2id=None, labelled=True):
     return list(iter_documents(path, rel2id, labelled))
 
 
-def iter_documents(path, rel2id=None, labelled=True):
+def iter_documents(path, rel2id=None, labelled=True, unique_titles=True):
     """The documents of a DocRED-format JSON file, validated, one at a time: a file of any size is
     read in the memory of its largest document.
 
     rel2id (property -> class id) decides which relations are known, None: meta/rel2id.json.
-    labelled False accepts documents without "labels". Raises InputError at the first fault.
+    labelled False accepts documents without "labels", unique_titles False two with one title: in a
+    file that only trains nothing is told apart by it. Raises InputError at the first fault.
     """
     rel2id = relation_ids() if rel2id is None else rel2id
     first_with = {}
@@ -141,7 +142,8 @@ def iter_documents(path, rel2id=None, labelled=True):
             for index, document in enumerate(json_values(file.read)):
                 try:
                     check_document(document, rel2id, labelled)
-                    check_title(document, index, first_with)
+                    if unique_titles:
+                        check_title(document, index, first_with)
                 except InputError as error:
                     raise InputError(f"{document_name(document, index)}: {error}") from None
                 yield document

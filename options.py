@@ -76,6 +76,7 @@ def build_parser():
     add("--config_name", default="", help="default: model_name_or_path")
     add("--tokenizer_name", default="", help="default: model_name_or_path")
     add("--load_path", default="", help="run folder or released .pt: only evaluate")
+    add("--init_path", default="", help="run folder or released .pt: train on from its weights")
     add("--output_dir", default="", help="run folder; default: runs/<run_name>")
     add("--overwrite", action="store_true", help="replace the run in output_dir")
     add("--resume", action="store_true", help="go on with the interrupted run in output_dir")
@@ -193,6 +194,10 @@ def check_args(args):
             raise InputError(f"--load_path {path}: no such file or folder")
         if path.is_dir() and not config_of(path).is_file():
             raise InputError(f"--load_path {path}: not a run folder, it has no config.json")
+    if args.init_path and args.load_path:
+        raise InputError("--init_path: not with --load_path, which trains nothing")
+    if args.init_path and not os.path.exists(args.init_path):
+        raise InputError(f"--init_path {args.init_path}: no such file or folder")
     args.device, args.precision = pick_device(args.device, args.precision)
     if not args.run_name:
         path = Path(args.model_name_or_path)

@@ -68,17 +68,20 @@ def build_model(args):
     if args.backbone == "docunet":
         names = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim")
         sizes |= {name: getattr(args, name) for name in names}
-    if args.load_path:
-        encoder = build_encoder(*source, weights=False)
-        state = load_state(path)
+    if args.init_path:
+        path = Path(args.init_path)
+        path = path / "model.safetensors" if path.is_dir() else path
+    state = load_state(path) if args.load_path or args.init_path else None
+    encoder = build_encoder(
+        *source, weights=state is None, attention_dropout=args.attention_dropout
+    )
+    if state is not None:
         sizes |= sizes_of(state, args.backbone)
-    else:
-        encoder = build_encoder(*source, attention_dropout=args.attention_dropout)
     try:
         model = BACKBONES[args.backbone](encoder, **sizes)
     except ValueError as error:
         raise InputError(f"--backbone {args.backbone}: {error}") from None
-    if args.load_path:
+    if state is not None:
         load_weights(model, path, state)
     return model
 

@@ -15,7 +15,7 @@ from test_train import demo  # noqa: F401
 import data
 from checkpoint import load_tokenizer
 from data import Data
-from evaluation import evaluate, gold_facts, named_facts
+from evaluation import evaluate, gold_facts, known_facts, named_facts
 from files import InputError, iter_documents, read_documents, relation_ids, write_json
 from prepro import FeatureFile, docred_features, write_features
 
@@ -94,6 +94,20 @@ def test_ign_scores_need_no_other_facts(bert, tmp_path):
     scores = evaluate(submission, truth, read_documents(folder / "train_revised.json"))
     assert 0 < scores["ign_f1"] < scores["f1"]
     assert evaluate(submission, truth, ours.train_facts) == scores
+    assert evaluate(submission, truth, known_facts(folder / "train_revised.json", truth)) == scores
+
+
+def test_titles_of_the_training_file_tell_nothing_apart(demo, bert, tmp_path):  # noqa: F811
+    for split in ("train", "dev", "test"):
+        documents = read(demo / f"{split}_revised.json")
+        documents += documents[:1] if split == "train" else []
+        write_json(tmp_path / f"{split}_revised.json", documents)
+    ours, whole = data_of(tmp_path, bert), data_of(demo, bert)
+    assert len(ours.features["train"]) == len(whole.features["train"]) + 1
+    assert ours.train_facts == whole.train_facts
+    write_json(tmp_path / "dev_revised.json", documents[:1] * 2)
+    with pytest.raises(InputError, match="dev_revised.json: document 1 .* has the same title"):
+        data_of(tmp_path, bert)
 
 
 def test_nothing_is_left_in_the_temporary_folder(demo, bert, tmp_path, monkeypatch):  # noqa: F811

@@ -191,12 +191,29 @@ BAD_RUNS = {
     "warm-up": (["--warmup_ratio", "2"], "--warmup_ratio: 2.0 is not between 0 and 1"),
     "device": (["--device", "quantum"], "--device quantum: "),
     "fp16": (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+    "no weights": (["--init_path", "nowhere"], "--init_path nowhere: no such file or folder"),
     "no run": (["--load_path", "tests"], "--load_path tests: not a run folder"),
     "long seed": (["--seed", "9" * 30], "has more than 64 bits"),
     "meta": (["--device", "meta"], "--device meta: neither cpu nor cuda"),
     "small U-Net": (["--backbone", "docunet", "--down_dim", "1"], "--down_dim: 1 is less than 2"),
     "load_path": (["--load_path", "nothing.pt"], "--load_path nothing.pt: no such file"),
 }
+
+
+def test_training_goes_on_from_given_weights(demo, finished, tmp_path):
+    """With steps too small to change anything, the scores are those of the weights."""
+    still = "--learning_rate", "1e-30", "--classifier_lr", "1e-30", "--num_train_epochs", "1"
+    for number, source in enumerate((finished, finished / "model.safetensors")):
+        train.main(flags(demo, tmp_path / str(number), *still, "--init_path", str(source)))
+        for split in ("dev", "test"):
+            ours, theirs = (read(x / "results.json") for x in (tmp_path / str(number), finished))
+            assert ours[split] == theirs[split]
+
+
+def test_weights_of_another_backbone_are_refused(demo, finished, tmp_path):
+    with pytest.raises(InputError, match="model.safetensors: does not fit the model"):
+        more = "--init_path", str(finished), "--backbone", "kd_docre"
+        train.main(flags(demo, tmp_path / "a", *more))
 
 
 @pytest.mark.parametrize("name", BAD_RUNS)
