@@ -238,7 +238,7 @@ class Run:
         args = self.args
         on_gpu = args.device.startswith("cuda")
         return {
-            "args": vars(args) | {"rel2id": str(args.rel2id)},
+            "args": vars(args) | {"rel2id": os.path.relpath(args.rel2id)},
             "data": self.described_data,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
