@@ -7,7 +7,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$(data_dir "$@")"
 
-"$PYTHON" "$ROOT/train.py" \
+"${TRAIN[@]}" \
   --data_dir "$DATA" \
   --transformer_type bert \
   --model_name_or_path bert-base-cased \

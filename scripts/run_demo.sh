@@ -10,7 +10,7 @@ DATA="$ROOT/dataset/demo"
 "$PYTHON" "$ROOT/scripts/make_demo.py" --output_dir "$DATA" --seed 66
 
 # Large learning rates, because nothing was learned before; emb_size 64, because the encoder is small.
-"$PYTHON" "$ROOT/train.py" \
+"${TRAIN[@]}" \
   --data_dir "$DATA" \
   --model_name_or_path "$DATA/encoder" \
   --output_dir "$ROOT/runs/demo" \

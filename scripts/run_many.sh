@@ -35,6 +35,7 @@ run_all() {
   local recipe="$ROOT/scripts/run_$RECIPE.sh" k=0 left=0 succeeded=0 spent=0 failed=""
   local line name seed flags run again start seconds status
   [[ -f "$recipe" ]] || fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
+  trap 'exit 130' INT  # also where a run ends with another code, as torchrun's do
   DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")"
   mkdir -p "$OUT"
   for line in "${RUNS[@]}"; do

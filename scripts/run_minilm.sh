@@ -23,7 +23,7 @@ if [[ -z "${ENCODER:-}" ]]; then
   ENCODER="$("$PYTHON" -c "$FIND" 2> /dev/null || echo sentence-transformers/all-MiniLM-L6-v2)"
 fi
 
-"$PYTHON" "$ROOT/train.py" \
+"${TRAIN[@]}" \
   --data_dir "$DATA" \
   --model_name_or_path "$ENCODER" \
   --backbone "$BACKBONE" \

@@ -10,7 +10,7 @@ BACKBONE="${BACKBONE:-atlop}"
 LOSS="${LOSS:-HingeABL}"
 
 # --unet_lr and --max_height concern DocuNet alone.
-"$PYTHON" "$ROOT/train.py" \
+"${TRAIN[@]}" \
   --data_dir "$DATA" \
   --backbone "$BACKBONE" \
   --transformer_type roberta \

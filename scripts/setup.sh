@@ -35,6 +35,11 @@ if [[ -z "${PYTHON:-}" ]]; then
   install requirements "$ROOT/requirements.txt" "${TORCH:-torch==2.13.0}"
 fi
 
+# What trains: GPUS=4 bash scripts/run_bert.sh takes four GPUs, a process each.
+TRAIN=("$PYTHON")
+[[ "${GPUS:-1}" == 1 ]] || TRAIN+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
+TRAIN+=("$ROOT/train.py")
+
 # data_dir FLAGS...: the value of --data_dir among them, else REDOCRED_DIR, else dataset/redocred,
 # which is downloaded where it is missing.
 data_dir() {

@@ -1,4 +1,4 @@
-"""run_table3.sh with a stand-in for training."""
+"""The shell scripts, with a stand-in for training."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 
+import pytest
 import test_report
 from conftest import ROOT, read
 
@@ -60,3 +61,21 @@ def test_run_table3(data, tmp_path):
     assert logs == ["saves logits: True tunes: True\n", "saves logits: False tunes: True\n"]
     result = start(LOSSES="ATL:m3")
     assert result.returncode == 2 and "error: LOSSES: ATL:m3: :m3 is unknown" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "minilm"])
+def test_gpus_are_processes(tmp_path, name):
+    stub = tmp_path / "python"
+    stub.write_text('#!/usr/bin/env bash\necho "$@"\n')
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+
+    def started(**more):
+        env = os.environ | {"PYTHON": str(stub), "ENCODER": "e"} | more
+        command = ["bash", str(ROOT / f"scripts/run_{name}.sh"), "--data_dir", str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+
+    plain = started()
+    assert plain.startswith(f"{ROOT}/train.py --data_dir {tmp_path} ")
+    options = "-m torch.distributed.run --standalone --nproc_per_node 4"
+    assert started(GPUS="4") == f"{options} {plain}"
+    assert started(GPUS="1") == plain
