@@ -50,10 +50,10 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
         raise InputError(f"encoder {shown}: cannot be loaded: {reason_of(error)}") from None
     if missing:
         raise InputError(f"encoder {shown}: its weights lack {len(missing)}, first {missing[0]}")
-    if not has_plain_attention(config):
-        _check_returns_attention(encoder, shown)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # of no use here: unused parameters and time
+    if not has_plain_attention(config):
+        _check_returns_attention(encoder, shown)
     return encoder.float()
 
 

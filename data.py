@@ -77,25 +77,23 @@ class Data:
             while chunk := list(islice(documents, CHUNK)):
                 yield from make(chunk)
 
-        def write():
-            handle, path = tempfile.mkstemp(prefix="features-")
-            os.close(handle)
-            try:
+        writer, path = distributed.first_here(), None
+        try:
+            if distributed.rank() == writer:
+                handle, path = tempfile.mkstemp(prefix="features-")
+                os.close(handle)
                 write_features(path, in_passing())
-            except BaseException as error:
+            features = FeatureFile(distributed.gather(path)[writer])
+            distributed.gather(None)  # all have opened it
+            return features
+        except OSError as error:
+            raise InputError(
+                f"{path}: no room for the features of the training file: {error.strerror}; TMPDIR "
+                "names another folder"
+            ) from None
+        finally:
+            if path:
                 os.unlink(path)
-                if isinstance(error, OSError):
-                    reason = f"cannot be written: {error.strerror}"
-                    raise InputError(f"{path}: {reason}; TMPDIR names another folder") from None
-                raise
-            return path
-
-        path = distributed.on_each_machine(write)
-        features = FeatureFile(path)
-        distributed.gather(None)
-        if distributed.is_first_here():
-            os.unlink(path)
-        return features
 
     def describe(self):
         """Split -> its file's name and SHA-256, numbers of documents and distinct facts."""

@@ -9,14 +9,18 @@ nothing.
 """
 
 import os
+import re
+import signal
 import socket
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from encoder import has_plain_attention
 from files import InputError
 
 
@@ -33,9 +37,11 @@ def is_first():
     return rank() == 0
 
 
-def is_first_here():
-    """Whether this is the first process of its machine."""
-    return int(os.environ.get("LOCAL_RANK", rank())) == 0 if world_size() > 1 else True
+def gpu():
+    """This process's GPU, "cuda:N". Raises InputError if nobody has said which it is."""
+    if "LOCAL_RANK" not in os.environ:
+        raise InputError("LOCAL_RANK is not set: start several processes with torchrun")
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 
 
 @contextmanager
@@ -49,13 +55,18 @@ def processes():
     try:
         store, number, count = next(dist.rendezvous("env://"))
         # gloo for what processes tell each other, nccl for gradients on GPUs
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=count)
+        backend = "gloo"
+        if torch.cuda.is_available():
+            backend = "cpu:gloo,cuda:nccl"
+            torch.cuda.set_device(gpu())
+        # A dead process is noticed by its closed connection; one that reads 1 GB is waited for.
+        wait = timedelta(days=1)
+        dist.init_process_group(backend, timeout=wait, store=store, rank=number, world_size=count)
+    except InputError:
+        raise
     except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"process {rank()}: no connection to the others: {reason}") from None
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     try:
         yield
         dist.destroy_process_group()
@@ -68,14 +79,18 @@ def processes():
             sys.exit(130)
         raise
     except RuntimeError as error:
-        if not is_lost_connection(error):
+        if not is_of_connection(error):
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's; this is to be said before
         if is_told(store):
             sys.exit(2)
-        raise InputError(
-            f"process {rank()} of {world_size()}: another process of this run ended; "
-            "the same command with --resume goes on from the last saved step"
-        ) from None
+        reason = " ".join(str(error).split())
+        if re.search("(?i)connection (closed|reset)|broken pipe", reason):
+            reason = (
+                "another process of this run ended; the same command with --resume goes on from "
+                "the last saved step"
+            )
+        raise InputError(f"process {rank()} of {world_size()}: {reason}") from None
 
 
 def is_told(store):
@@ -86,7 +101,7 @@ def is_told(store):
         return False
 
 
-def is_lost_connection(error):
+def is_of_connection(error):
     words = str(error).lower()
     return isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words
 
@@ -135,13 +150,9 @@ def anywhere(flag):
     return bool(flag)
 
 
-def on_each_machine(make):
-    """What make() returns in one process of this machine, in all of its processes."""
-    if world_size() == 1:
-        return make()
-    machine = socket.gethostname()
-    made = make() if is_first_here() else None
-    return next(x for name, x in gather((machine, made)) if name == machine and x is not None)
+def first_here():
+    """The rank of the first process of this machine."""
+    return gather(socket.gethostname()).index(socket.gethostname())
 
 
 def part_of(items):
@@ -156,7 +167,12 @@ def replicate(model):
     if world_size() == 1:
         return model
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model,
+        gradient_as_bucket_view=True,
+        # such as LUKE's of entities; of the usual encoders all take part
+        find_unused_parameters=not has_plain_attention(model.model.config),
+    )
 
 
 def spread(model):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -56,7 +57,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_main(main):
-    """Runs a script's main(); bad input ends it with one line on standard error and exit code 2."""
+    """Runs a script's main(); bad input ends it with one line on standard error and exit code 2.
+    SIGTERM ends it as an exception does, so that temporary files are removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except InputError as error:
@@ -77,7 +80,8 @@ def write_atomically(path, write, faults=OSError):
         write(temporary)
         os.replace(temporary, path)
     except (OSError, faults) as error:
-        raise InputError(f"{path}: cannot be written: {reason_of(error)}") from None
+        hint = "" if isinstance(error, OSError) else " (is the disk full?)"
+        raise InputError(f"{path}: cannot be written: {reason_of(error)}{hint}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()

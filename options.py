@@ -179,7 +179,7 @@ def check_args(args):
     if not 0 <= args.warmup_ratio <= 1:
         raise InputError(f"--warmup_ratio: {args.warmup_ratio} is not between 0 and 1")
     count = distributed.world_size()
-    if args.train_batch_size % count:
+    if args.train_batch_size % count and not args.load_path:
         raise InputError(
             f"--train_batch_size: {args.train_batch_size} documents cannot be divided among "
             f"{count} processes"
@@ -223,8 +223,10 @@ def pick_device(device, precision):
     "fp32", "fp16" or "bf16". Raises InputError for what it does not have."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and distributed.world_size() > 1:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if device.startswith("cuda") and distributed.world_size() > 1:
+        if device != "cuda":
+            raise InputError(f"--device {device}: several processes take one each: --device cuda")
+        device = distributed.gpu()
     try:
         kind = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:

@@ -131,7 +131,8 @@ class FeatureFile(Sequence):
     input_ids, entity_pos and triples of document i. The system keeps of the file what memory it has
     to spare, once for all processes of a machine; the file may be deleted while it is open.
 
-    lengths [N] int32: tokens; num_pairs [N] int64: ordered pairs of entities; largest: token id.
+    lengths, num_entities [N] int32: of the documents; num_pairs [N] int64: ordered pairs of
+    entities; largest: token id.
     """
 
     def __init__(self, path):
@@ -141,8 +142,8 @@ class FeatureFile(Sequence):
         self.starts = starts.view(np.int64)
         first = self.starts[:-1]
         self.lengths = np.array(self.numbers[first])
-        num_entities = self.numbers[first + 1].astype(np.int64)
-        self.num_pairs = num_entities * (num_entities - 1)
+        self.num_entities = np.array(self.numbers[first + 1])
+        self.num_pairs = self.num_entities.astype(np.int64) * (self.num_entities - 1)
 
     def __len__(self):
         return len(self.lengths)

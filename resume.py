@@ -48,6 +48,17 @@ def load_state(folder):
     return None
 
 
+def load_shared(folder, step):
+    """The state of that step, which another process has found to be readable; its tensors stay on
+    disk until they are used, in memory once for all processes of a machine. Raises InputError."""
+    path = folder / f"state-{step:08d}.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        reason = f"cannot be read by all processes: {reason_of(error)}"
+        raise InputError(f"{path}: {reason}; the run folder must be one that they share") from None
+
+
 def state_files(folder):
     """The states of a run folder, the newest first."""
     return sorted(folder.glob("state-*.pt"), reverse=True)
@@ -83,8 +94,8 @@ def check_settings(saved, settings, folder):
     for name in sorted({*saved, *settings}):
         if saved.get(name) != settings.get(name):
             raise InputError(
-                f"--resume: the run in {folder} was started with {name} {saved.get(name)}, not "
-                f"{settings.get(name)}"
+                f"--resume: the run in {folder} was started with {name} {saved.get(name)!r}, not "
+                f"{settings.get(name)!r}"
             )
 
 

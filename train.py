@@ -8,6 +8,7 @@ With --seeds it makes several runs, one after the other; with --resume an interr
 The recipe is the paper's Appendix B; every number of it is a flag.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -83,6 +84,8 @@ def build_model(args):
         raise InputError(f"--backbone {args.backbone}: {error}") from None
     if state is not None:
         load_weights(model, path, state)
+    for name in sizes.keys() & vars(args).keys():  # those of given weights are not the flags'
+        setattr(args, name, sizes[name])
     return model
 
 
@@ -179,7 +182,7 @@ class Run:
         """Raises InputError unless its batch normalisation can go over all processes."""
         if self.args.device == "cpu":
             raise InputError("--backbone docunet: trains in several processes on GPUs only")
-        most = max(len(x["entity_pos"]) for x in self.data.features["train"])
+        most = self.data.features["train"].num_entities.max()
         if most > self.args.max_height:
             raise InputError(
                 f"--max_height: {self.args.max_height} is less than the {most} entities of a "
@@ -374,7 +377,8 @@ def make_runs(runs):
                 "larger --gradient_accumulation_steps (the same batch in all), a smaller "
                 "--test_batch_size, or --max_seq_length"
             ) from None
-        run.model = None  # its memory is the next seed's
+        run.model = None
+        gc.collect()  # the memory of a run is the next seed's, also where it lies in cycles
 
 
 if __name__ == "__main__":

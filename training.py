@@ -110,8 +110,10 @@ class Training:
         self.loss_function = get_loss(args.loss_type, args.margin, args.gamma, args.hinge_norm)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.order = self.generator.get_state()  # as it was when the epoch began
-        # group: how many of the epoch's are done; records: of the evaluations
-        self.progress = {"epoch": 1, "group": 0, "step": 0, "seconds": 0.0, "records": []}
+        # group: how many of the epoch's are done; evaluates: whether an evaluation comes before the
+        # next; records: of the evaluations
+        self.progress = {"epoch": 1, "group": 0, "step": 0, "evaluates": False}
+        self.progress |= {"seconds": 0.0, "records": []}
         self.losses = []  # since the last evaluation; on the device, so that no step waits
         if distributed.rank():  # dropout differs from process to process
             torch.manual_seed(args.seed + distributed.rank())
@@ -138,22 +140,19 @@ class Training:
                 self.generator.set_state(self.order)
                 sizes = args.train_batch_size, args.gradient_accumulation_steps
                 groups = epoch_groups(self.lengths, *sizes, self.generator, args.group_by_length)
-                for group in groups[progress["group"] :]:
-                    self.step(group)
-                    bar.update(self.group_size)
-                    progress["group"] += 1
-                    is_last = progress["group"] == len(groups)
-                    evaluates = is_last or self.is_due(args.evaluation_steps)
-                    saves = is_last or self.is_due(args.save_steps)
+                while progress["group"] < len(groups) or progress["evaluates"]:
+                    saves = progress["evaluates"]  # only where a run goes on with an evaluation
+                    if not progress["evaluates"]:
+                        self.step(groups[progress["group"]])
+                        bar.update(self.group_size)
+                        progress["group"] += 1
+                        is_last = progress["group"] == len(groups)
+                        progress["evaluates"] = is_last or self.is_due(args.evaluation_steps)
+                        saves = is_last or self.is_due(args.save_steps)
                     stops = distributed.anywhere(bool(requests))
-                    if evaluates or saves or stops or self.is_due(10):
+                    if progress["evaluates"] or saves or stops or self.is_due(10):
                         loss = self.last_loss()
                         bar.set_postfix(epoch=progress["epoch"], loss=f"{loss:.3f}", refresh=False)
-                    if evaluates:
-                        saves |= self.evaluate()  # the best weights and the state go together
-                    if is_last:
-                        self.order = self.generator.get_state()
-                        progress |= {"epoch": progress["epoch"] + 1, "group": 0}
                     if saves or stops:
                         self.save()
                     if stops:
@@ -161,6 +160,15 @@ class Training:
                             f"stopped after step {progress['step']} of {self.num_steps}; the same "
                             "command with --resume goes on"
                         )
+                    if progress["evaluates"]:
+                        saves |= self.evaluate()  # the best weights and the state go together
+                        progress["evaluates"] = False
+                        if saves:
+                            self.save()
+                self.order = self.generator.get_state()
+                progress |= {"epoch": progress["epoch"] + 1, "group": 0}
+            if distributed.anywhere(bool(requests)):
+                raise KeyboardInterrupt("stopped after the last step; with --resume it is tested")
         return best_of(progress["records"])
 
     def is_due(self, every):
@@ -240,9 +248,12 @@ class Training:
             resume.save_state(self.run.folder, self.progress["step"], state)
 
     def restore(self):
-        state = distributed.share(self.saved_state)
-        if state is None:
+        state = self.saved_state() if distributed.is_first() else None
+        step = distributed.share(lambda: state and state["progress"]["step"])
+        if step is None:
             return
+        if not distributed.is_first():
+            state = resume.load_shared(self.run.folder, step)
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
         self.order, self.progress = state["order"], state["progress"]

@@ -62,7 +62,8 @@ run_all() {
       line+=": $(test_f1 "$run/results.json"), $seconds s"
     else
       failed+=" $name-seed$seed"
-      line+=": failed after $seconds s: $(tail -n 1 "$run.log") ($run.log)"
+      line+=": failed after $seconds s: "
+      line+="$({ grep '^error:' "$run.log" || cat "$run.log"; } | tail -n 1) ($run.log)"
     fi
     ((left == 0 || succeeded == 0)) ||
       line+="; about $(duration $((left * spent / succeeded))) left"

@@ -142,7 +142,7 @@ def test_a_full_temporary_folder_is_one_line(demo, tmp_path):  # noqa: F811
         capture_output=True, text=True, cwd=ROOT, env=environment,
     )  # fmt: skip
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "cannot be written: File too large; TMPDIR names another folder" in result.stderr
+    assert "training file: File too large; TMPDIR names another folder" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

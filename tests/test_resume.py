@@ -120,6 +120,37 @@ def test_a_stop_saves_and_says_how_to_go_on(demo, whole, tmp_path, monkeypatch, 
     assert_same_end(tmp_path / "a", whole)
 
 
+def test_a_kill_during_the_evaluation_loses_no_step(demo, whole, tmp_path, monkeypatch, capsys):  # noqa: F811
+    arguments = flags(demo, tmp_path / "a")
+
+    def evaluate(self):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.Training, "evaluate", evaluate)
+        train.main(arguments)
+    train.main([*arguments, "--resume"])
+    assert "going on after step 4 of 8" in capsys.readouterr().out
+    assert_same_end(tmp_path / "a", whole)
+
+
+def test_a_stop_during_the_last_evaluation_is_heard(demo, whole, tmp_path, monkeypatch):  # noqa: F811
+    arguments = flags(demo, tmp_path / "a", "--seeds", "66", "2")
+    original = training.Training.evaluate
+
+    def evaluate(self):
+        if self.progress["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="the last step"):
+        patch.setattr(training.Training, "evaluate", evaluate)
+        train.main(arguments)
+    assert not (tmp_path / "a/seed2").exists()
+    train.main([*flags(demo, tmp_path / "a/seed66"), "--resume"])
+    assert_same_end(tmp_path / "a/seed66", whole)
+
+
 @pytest.fixture
 def stopped(demo, tmp_path, monkeypatch):  # noqa: F811
     """A run that broke off after step 6, with a state of step 5 and one of step 6; its flags."""
@@ -197,7 +228,7 @@ def test_a_state_with_code_is_not_run(stopped, capsys):
     ("more", "message"),
     [
         (["--learning_rate", "2e-3"], "started with learning_rate 0.001, not 0.002"),
-        (["--loss_type", "ATL"], "started with loss_type HingeABL, not ATL"),
+        (["--loss_type", "ATL"], "started with loss_type 'HingeABL', not 'ATL'"),
         (["--num_train_epochs", "3"], "started with num_train_epochs 2, not 3"),
     ],
 )
@@ -284,7 +315,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(stopped, monkeypatch):
         original(content, "/dev/full")
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(InputError, match=r"state-00000007.pt: cannot be written: "):
+    with pytest.raises(
+        InputError, match=r"state-00000007.pt: cannot be written: .* \(is the disk full\?\)$"
+    ):
         train.main([*arguments, "--resume"])
     assert len(resume.state_files(folder)) == 2
     assert resume.load_state(folder)["progress"]["step"] == 6
@@ -298,7 +331,7 @@ def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):  # noqa: F81
     code += (
         "import sys, train; from files import run_main; run_main(lambda: train.main(sys.argv[1:]))"
     )
-    arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1")
+    arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1", "--evaluation_steps", "2")
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
     )
