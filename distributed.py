@@ -90,6 +90,7 @@ def processes():
                 "another process of this run ended; the same command with --resume goes on from "
                 "the last saved step"
             )
+        print(file=sys.stderr)  # below the unfinished bar of a first process that died
         raise InputError(f"process {rank()} of {world_size()}: {reason}") from None
 
 
