@@ -29,8 +29,18 @@ STYLE = {
 }
 matplotlib.rcParams.update(STYLE)
 COLOURS = "#000000 #23238e #d6b832 #1a7a3c #8a6fd1 #4db3d9 #9e1237 #e8761a #777777 #8c510a".split()
-DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (6, 3)), (0, (12, 2))]
-MARKERS = "osD^vPX"
+DASHES = [
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (6, 3)),
+    (0, (12, 2)),
+    (0, (1, 1)),
+    (0, (4, 1)),
+]
+MARKERS = "osD^vPX<*h"
 BARS = {  # false pattern -> face, hatch
     "FP": ("0.95", "///"),
     "FN_CRK": ("#d95f02", ""),
