@@ -88,8 +88,8 @@ class Data:
             return features
         except OSError as error:
             raise InputError(
-                f"{path}: no room for the features of the training file: {error.strerror}; TMPDIR "
-                "names another folder"
+                f"{path or error.filename}: no room for the features of the training file: "
+                f"{error.strerror}; TMPDIR names another folder"
             ) from None
         finally:
             if path:
