@@ -137,7 +137,7 @@ def load_model(folder):
             shapes.pooler = None
             check_fit(backbone(shapes, **sizes), weights, state)
         model = backbone(build_encoder("", encoder, weights=False), **sizes)
-        load_weights(model, weights, state)
+        model.load_state_dict(state)  # it fits, as was just seen
         _check_runs(model)
     except InputError as error:
         raise InputError(f"{folder}: {error}" if str(folder) not in str(error) else error) from None

@@ -1,10 +1,9 @@
 """The documents of a run: dev and test as lists, the training file of any size in passing."""
 
-import hashlib
 import os
 import tempfile
 from collections import Counter
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 import distributed
 from evaluation import gold_facts, named_facts
-from files import InputError, iter_documents, read_documents
+from files import InputError, iter_documents, read_documents, sha256_of
 from prepro import FeatureFile, docred_features, write_features
 
 CHUNK = 1000  # documents whose features are made together: each distinct word once
@@ -95,8 +94,10 @@ class Data:
             if path:
                 os.unlink(path)
 
-    def describe(self):
-        """Split -> its file's name and SHA-256, numbers of documents and distinct facts."""
+    @cached_property
+    def description(self):
+        """Split -> its file's name and SHA-256, numbers of documents and distinct facts. Read once:
+        every saved state of every seed has it in its settings."""
         counts = {
             split: {"documents": len(documents), "triples": len(gold_facts(documents))}
             for split, documents in self.documents.items()
@@ -106,11 +107,3 @@ class Data:
             split: {"file": path.name, "sha256": sha256_of(path)} | counts[split]
             for split, path in self.paths.items()
         }
-
-
-def sha256_of(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

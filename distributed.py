@@ -52,18 +52,15 @@ def processes():
     if world_size() == 1:
         yield
         return
+    backend = "gloo"  # for what processes tell each other; nccl for gradients on GPUs
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(gpu())
     try:
         store, number, count = next(dist.rendezvous("env://"))
-        # gloo for what processes tell each other, nccl for gradients on GPUs
-        backend = "gloo"
-        if torch.cuda.is_available():
-            backend = "cpu:gloo,cuda:nccl"
-            torch.cuda.set_device(gpu())
         # A dead process is noticed by its closed connection; one that reads 1 GB is waited for.
         wait = timedelta(days=1)
         dist.init_process_group(backend, timeout=wait, store=store, rank=number, world_size=count)
-    except InputError:
-        raise
     except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"process {rank()}: no connection to the others: {reason}") from None

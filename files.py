@@ -2,13 +2,15 @@
 names file, document and field (`InputError`); all that leaves is written whole or not at all."""
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
-from contextlib import suppress
+import tempfile
 from pathlib import Path
 
 import ujson
@@ -70,21 +72,30 @@ def run_main(main):
         sys.exit(130)
 
 
+UNFINISHED = ".unfinished-"  # begins the name of a folder that holds a file being written
+
+
 def write_atomically(path, write, faults=OSError):
-    """Calls write(a temporary path beside `path`) and moves the result into place: a reader, or a
-    kill at any moment, sees the old file or the new one. faults: what `write` raises of a disk that
-    is full or of a path that no file can have; it becomes an InputError."""
+    """Calls write(a path in a new folder beside `path`) and moves the result into place: a reader,
+    or a kill at any moment, sees the old file or the new one. After a kill `remove_unfinished`
+    finds all that was left, also what a library wrote by a name of its own. faults: what `write`
+    raises of a disk that is full or of a path that no file can have; it becomes an InputError."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = {"dir": path.parent, "prefix": UNFINISHED, "ignore_cleanup_errors": True}
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(**beside) as folder:
+            temporary = Path(folder) / path.name
+            write(temporary)
+            os.replace(temporary, path)
     except (OSError, faults) as error:
         hint = "" if isinstance(error, OSError) else " (is the disk full?)"
         raise InputError(f"{path}: cannot be written: {reason_of(error)}{hint}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+def remove_unfinished(folder):
+    """Removes what a killed process was just writing into the folder."""
+    for path in Path(folder).glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path, content, indent=1):
@@ -124,6 +135,15 @@ def read_json(path):
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def sha256_of(path):
+    """The SHA-256 of a file of any size, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_documents(path, rel2id=None, labelled=True):

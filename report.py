@@ -7,7 +7,6 @@ Writes report.md, report.json and figures/ (PNG and SVG). Runs that differ in da
 recipe are never averaged: each combination is a group with tables of its own.
 """
 
-import hashlib
 import os
 import re
 from contextlib import suppress
@@ -26,6 +25,7 @@ from files import (
     read_json,
     relation_ids,
     run_main,
+    sha256_of,
     write_atomically,
     write_json,
 )
@@ -48,8 +48,7 @@ except ModuleNotFoundError as error:
 @lru_cache
 def read_split(path, relations):
     """The SHA-256 and the documents of a data file; relations: path of the rel2id.json."""
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return sha256, read_documents(path, relation_ids(relations))
+    return sha256_of(path), read_documents(path, relation_ids(relations))
 
 
 def documents_of(group, data_dir):

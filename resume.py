@@ -5,7 +5,6 @@ numbers and the place in the data. It is written atomically, and the one before 
 is killed at any moment goes on from the newest state that can be read, to the same end.
 """
 
-import re
 import signal
 import sys
 import threading
@@ -67,13 +66,6 @@ def state_files(folder):
 def remove_states(folder):
     for path in state_files(folder):
         path.unlink()
-
-
-def remove_leftovers(folder):
-    """Removes what a killed run was just writing (see files.write_atomically)."""
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", path.name):
-            path.unlink(missing_ok=True)
 
 
 def random_states(device):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import platform
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +35,14 @@ from checkpoint import (
     window_size,
 )
 from data import Data
-from files import InputError, relation_ids, run_main, write_atomically, write_json
+from files import (
+    InputError,
+    relation_ids,
+    remove_unfinished,
+    run_main,
+    write_atomically,
+    write_json,
+)
 from losses import decode, margins, threshold_of
 from model import BACKBONES
 from options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
@@ -224,15 +231,10 @@ class Run:
         scores = {split: self.score(split, *outputs[split], shift)[0] for split in outputs}
         return {"shift": shift} | scores
 
-    @cached_property
-    def described_data(self):
-        """Read once: every saved state has it in its settings."""
-        return self.data.describe()
-
     def settings(self):
         """What a run that goes on must have in common with its beginning: name -> value."""
         given = {name: x for name, x in vars(self.args).items() if name not in FREE_TO_CHANGE}
-        data = {f"{split} data": x["sha256"] for split, x in self.described_data.items()}
+        data = {f"{split} data": x["sha256"] for split, x in self.data.description.items()}
         relations = hashlib.sha256(json.dumps(self.rel2id, sort_keys=True).encode()).hexdigest()
         return given | data | {"relations": relations}
 
@@ -242,7 +244,7 @@ class Run:
         on_gpu = args.device.startswith("cuda")
         return {
             "args": vars(args) | {"rel2id": os.path.relpath(args.rel2id)},
-            "data": self.described_data,
+            "data": self.data.description,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),
@@ -277,7 +279,7 @@ def make_folder(args):
         raise InputError(f"--output_dir {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"--output_dir {folder}: not writable")
-    resume.remove_leftovers(folder)
+    remove_unfinished(folder)
     return folder
 
 

@@ -70,13 +70,13 @@ def test_one_pass_gives_what_reading_whole_does(demo, bert, monkeypatch):  # noq
     assert_same_features(ours.features["dev"], docred_features(dev, bert, 512, REL2ID))
     assert ours.documents == {"dev": dev, "test": test}
     assert ours.train_facts == named_facts(train) & (named_facts(dev) | named_facts(test))
-    described = ours.describe()
+    described = ours.description
     assert described["train"]["documents"] == len(train)
     assert described["train"]["triples"] == len(gold_facts(train))
     only_evaluates = data_of(demo, bert, trains=False)
     assert "train" not in only_evaluates.features
     assert only_evaluates.train_facts == ours.train_facts
-    assert only_evaluates.describe() == described
+    assert only_evaluates.description == described
 
 
 def test_ign_scores_need_no_other_facts(bert, tmp_path):

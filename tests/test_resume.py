@@ -17,7 +17,7 @@ from test_train import demo, flags, without_times  # noqa: F401
 import resume
 import train
 import training
-from files import InputError
+from files import InputError, remove_unfinished
 
 KILLS = int(os.environ.get("KILLS", 3))  # docs/reliability.md: KILLS=20
 
@@ -339,6 +339,25 @@ def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):  # noqa: F81
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "model.safetensors: cannot be written: " in result.stderr
     assert not list((tmp_path / "a").glob(".*"))
+
+
+def test_a_kill_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+    """Also where a library writes by names of its own, as safetensors does, before it moves."""
+    path = tmp_path / "model.safetensors"
+    path.write_text("old")
+    code = (
+        "import os, signal, sys; from files import write_atomically\n"
+        "def write(temporary):\n"
+        "    for name in (temporary, temporary.with_name('.tmpRBwprs')):\n"
+        "        name.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(sys.argv[1], write)"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT)
+    assert process.returncode == -signal.SIGKILL
+    assert path.read_text() == "old" and len(list(tmp_path.glob(".*/*"))) == 2
+    remove_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypatch):  # noqa: F811
