@@ -3,6 +3,8 @@
 
 import json
 import os
+import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,17 +14,22 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
-from transformers import AutoModel  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from tokenizers.models import WordPiece  # noqa: E402
+from tokenizers.pre_tokenizers import BertPreTokenizer  # noqa: E402
+from transformers import AutoModel, PreTrainedTokenizerFast  # noqa: E402
 
-from checkpoint import build_encoder  # noqa: E402
-from files import read_documents  # noqa: E402
+from checkpoint import build_encoder, save_config, save_weights  # noqa: E402
+from files import read_documents, relation_ids, write_json  # noqa: E402
 from model import BACKBONES  # noqa: E402
+from predict import RelationExtractor  # noqa: E402
 from prepro import docred_features  # noqa: E402
 from train import load_tokenizer  # noqa: E402
 from utils import set_seed  # noqa: E402
 
 SHARED_DIR = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared"))
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", SHARED_DIR / "golden"))
+REL2ID = relation_ids()
 
 
 def shared(name):
@@ -120,3 +127,68 @@ def make_document(rng, num_entities=6, num_sentences=5, sentence_length=12, titl
                 r = rng.choice(["P17", "P131", "P27"])
                 labels.append({"h": h, "t": t, "r": r, "evidence": [0]})
     return {"title": title, "sents": sents, "vertexSet": entities, "labels": labels}
+
+
+def text_with(**mention):
+    return {"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3} | mention]]}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Three files of made-up documents; some pairs hold up to six relations."""
+    folder, rng = tmp_path_factory.mktemp("data"), random.Random(5)
+    for split, size in {"train": 3, "dev": 4, "test": 5}.items():
+        documents = [make_document(rng, 6, title=f"{split} {i}") for i in range(size)]
+        for document in documents:
+            for r in "P17 P131 P27 P150 P175 P577".split():
+                known = [(x["h"], x["t"], x["r"]) for x in document["labels"]]
+                new = [(h, t, r) for h, t in [(0, 1), (2, 3)] if (h, t, r) not in known]
+                document["labels"] += [{"h": h, "t": t, "r": r} for h, t, r in new]
+        (folder / f"{split}_revised.json").write_text(json.dumps(documents))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The demo's corpus and encoder, cut down."""
+    folder = tmp_path_factory.mktemp("demo")
+    sizes = ["--num_train", "16", "--num_dev", "4", "--num_test", "4"]
+    command = [sys.executable, str(ROOT / "scripts/make_demo.py"), "--output_dir", str(folder)]
+    subprocess.run([*command, *sizes], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A WordPiece tokenizer that can spell any word in ASCII."""
+    characters = [chr(i) for i in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{x}" for x in characters)]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    pieces = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.pre_tokenizer = BertPreTokenizer()
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+    specials = {f"{name}_token": token for name, token in names.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, **specials)
+
+
+def runnable(model, tokenizer, loss_type="ATL"):
+    model.run = {"loss_type": loss_type, "num_labels": 4, "max_seq_length": 1024}
+    model.rel2id, model.tokenizer = REL2ID, tokenizer
+    return model
+
+
+@pytest.fixture(scope="session")
+def folder(tokenizer, tmp_path_factory):
+    """A run folder, as train.py writes it."""
+    path = tmp_path_factory.mktemp("run")
+    model = runnable(small_model(), tokenizer)
+    save_config(model, path, run=model.run)
+    save_weights(model, path)
+    write_json(path / "rel2id.json", REL2ID)
+    tokenizer.save_pretrained(path / "tokenizer")
+    return path
+
+
+@pytest.fixture(scope="session")
+def extractor(folder):
+    return RelationExtractor.from_pretrained(folder, device="cpu")

@@ -9,21 +9,18 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_document, read, shared
-from test_train import demo  # noqa: F401
+from conftest import REL2ID, ROOT, make_document, read, shared
 
 import data
 from checkpoint import load_tokenizer
 from data import Data
 from evaluation import evaluate, gold_facts, known_facts, named_facts
-from files import InputError, iter_documents, read_documents, relation_ids, write_json
+from files import InputError, iter_documents, read_documents, write_json
 from prepro import FeatureFile, docred_features, write_features
-
-REL2ID = relation_ids()
 
 
 @pytest.fixture(scope="module")
-def bert(demo):  # noqa: F811
+def bert(demo):
     return load_tokenizer(demo / "encoder")
 
 
@@ -60,7 +57,7 @@ def test_features_on_disk_are_those_in_memory(tmp_path, golden_features):
         file[len(features)]
 
 
-def test_one_pass_gives_what_reading_whole_does(demo, bert, monkeypatch):  # noqa: F811
+def test_one_pass_gives_what_reading_whole_does(demo, bert, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", 3)
     ours = data_of(demo, bert)
     train, dev, test = (
@@ -97,7 +94,7 @@ def test_ign_scores_need_no_other_facts(bert, tmp_path):
     assert evaluate(submission, truth, known_facts(folder / "train_revised.json", truth)) == scores
 
 
-def test_titles_of_the_training_file_tell_nothing_apart(demo, bert, tmp_path):  # noqa: F811
+def test_titles_of_the_training_file_tell_nothing_apart(demo, bert, tmp_path):
     for split in ("train", "dev", "test"):
         documents = read(demo / f"{split}_revised.json")
         documents += documents[:1] if split == "train" else []
@@ -110,7 +107,7 @@ def test_titles_of_the_training_file_tell_nothing_apart(demo, bert, tmp_path):  
         data_of(tmp_path, bert)
 
 
-def test_nothing_is_left_in_the_temporary_folder(demo, bert, tmp_path, monkeypatch):  # noqa: F811
+def test_nothing_is_left_in_the_temporary_folder(demo, bert, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     ours = data_of(demo, bert)
     assert not list(tmp_path.iterdir()) and len(ours.features["train"][0]["input_ids"]) > 2
@@ -126,7 +123,7 @@ def test_nothing_is_left_in_the_temporary_folder(demo, bert, tmp_path, monkeypat
     assert [x.name for x in tmp_path.iterdir()] == ["data"]
 
 
-def test_a_full_temporary_folder_is_one_line(demo, tmp_path):  # noqa: F811
+def test_a_full_temporary_folder_is_one_line(demo, tmp_path):
     """RLIMIT_FSIZE stands for the disk: files end at 1 kB."""
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "

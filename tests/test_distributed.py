@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, read
 from safetensors.torch import load_file
 from test_resume import assert_same_end
-from test_train import demo, flags, without_times  # noqa: F401
+from test_train import flags, without_times
 
 import distributed
 import resume
@@ -35,7 +35,7 @@ def said(process):
 
 
 @pytest.fixture(scope="module")
-def steady(demo, tmp_path_factory):  # noqa: F811
+def steady(demo, tmp_path_factory):
     """The demo without dropout, and with documents of one entity, so that a process has no pair."""
     folder = tmp_path_factory.mktemp("steady") / "demo"
     shutil.copytree(demo, folder)
@@ -96,7 +96,7 @@ def process_of(rank, output):
 
 
 @pytest.fixture(scope="module")
-def whole(demo, tmp_path_factory):  # noqa: F811
+def whole(demo, tmp_path_factory):
     """An uninterrupted run in two processes, with dropout."""
     output = tmp_path_factory.mktemp("whole") / "a"
     assert said(start(*flags(demo, output, "--num_train_epochs", "6"))) == []
@@ -105,7 +105,7 @@ def whole(demo, tmp_path_factory):  # noqa: F811
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, whole, tmp_path, rank):  # noqa: F811
+def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, whole, tmp_path, rank):
     output = tmp_path / "a"
     arguments = flags(demo, output, "--num_train_epochs", "6")
     process = start(*arguments)

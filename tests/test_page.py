@@ -11,13 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import make_document
+from conftest import REL2ID, make_document
 
 import page
 from documents import as_docred
-from files import relation_ids
 
-REL2ID = relation_ids()
 NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"
 HOSTILE = (
     '</script><script>document.title="broken"</script><img src=x onerror="document.title=1"> & \''

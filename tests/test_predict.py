@@ -1,14 +1,12 @@
-"""Relations in new documents: every way in gives the same; reading lazily; everything bad."""
+"""Relations in new documents: every way in gives the same; what a pair attends to; sharing."""
 
 import copy
-import io
 import json
 import os
 import random
 import re
 import subprocess
 import sys
-import tracemalloc
 from itertools import count, islice
 from pathlib import Path
 
@@ -16,66 +14,32 @@ import huggingface_hub.hub_mixin
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, eager_copy, make_document, read, shared, small_model
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from transformers import PreTrainedTokenizerFast
+from conftest import (
+    REL2ID,
+    ROOT,
+    eager_copy,
+    make_document,
+    read,
+    runnable,
+    shared,
+    small_model,
+    text_with,
+)
+from test_documents import FORMS, GOOD
 
-import documents as reading
 import hub
 import page
 import predict
-from checkpoint import load_tokenizer, save_config, save_weights
-from documents import as_docred, new_documents, read_new_documents
+from checkpoint import load_tokenizer
+from documents import new_documents
 from evaluation import evaluate, prediction_patterns
-from files import InputError, read_documents, read_predictions, relation_ids, run_main, write_json
+from files import InputError, read_documents, read_predictions, run_main, write_json
 from losses import decode
 from model import ATLOP, BACKBONES, DocREModel, localized_contexts, pair_attention
 from model import unordered_pair as place_of
 from predict import RelationExtractor, batches
 from prepro import docred_features
 from utils import collate
-
-REL2ID = relation_ids()
-
-
-@pytest.fixture(scope="session")
-def tokenizer():
-    """A WordPiece tokenizer that can spell any word in ASCII."""
-    characters = [chr(i) for i in range(33, 127)]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{x}" for x in characters)]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    pieces = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    pieces.pre_tokenizer = BertPreTokenizer()
-    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
-    specials = {f"{name}_token": token for name, token in names.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=pieces, **specials)
-
-
-def runnable(model, tokenizer, loss_type="ATL"):
-    model.run = {"loss_type": loss_type, "num_labels": 4, "max_seq_length": 1024}
-    model.rel2id, model.tokenizer = REL2ID, tokenizer
-    return model
-
-
-@pytest.fixture(scope="session")
-def folder(tokenizer, tmp_path_factory):
-    """A run folder, as train.py writes it."""
-    path = tmp_path_factory.mktemp("run")
-    model = runnable(small_model(), tokenizer)
-    save_config(model, path, run=model.run)
-    save_weights(model, path)
-    write_json(path / "rel2id.json", REL2ID)
-    tokenizer.save_pretrained(path / "tokenizer")
-    return path
-
-
-@pytest.fixture(scope="session")
-def extractor(folder):
-    return RelationExtractor.from_pretrained(folder, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -156,16 +120,6 @@ def test_alone_in_a_batch_and_in_a_list(extractor, corpus, expected, folder):
     other = RelationExtractor.from_pretrained(str(folder), device="cpu", batch_size=3)
     assert_same(other(corpus), expected)
     assert extractor([]) == []
-
-
-FORMS = {
-    "list": json.dumps,
-    "pretty list": lambda documents: json.dumps(documents, indent=4),
-    "lines": lambda documents: "\n".join(map(json.dumps, documents)),
-    "lines with breaks": lambda documents: "\r\n\n".join(map(json.dumps, documents)) + "\n",
-    "pretty objects": lambda documents: "\n".join(json.dumps(x, indent=1) for x in documents),
-    "byte order mark": lambda documents: "\ufeff" + json.dumps(documents),
-}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -274,6 +228,32 @@ def test_real_documents(extractor, tokenizer):
         )
 
 
+def test_text_gives_the_relations_of_the_same_document(extractor, corpus):
+    for document in corpus:
+        text, entities = "", [[] for _ in document["vertexSet"]]
+        starts = {}
+        for i, sentence in enumerate(document["sents"]):
+            for j, word in enumerate(sentence):
+                starts[i, j] = len(text), len(text) + len(word)
+                text += word + " "
+        for spans, mentions in zip(entities, document["vertexSet"], strict=True):
+            for m in mentions:
+                start, end = (
+                    starts[m["sent_id"], m["pos"][0]],
+                    starts[m["sent_id"], m["pos"][1] - 1],
+                )
+                spans.append({"start": start[0], "end": end[1]})
+        record = extractor({"title": "a text", "text": text, "entities": entities})
+        relations = [
+            [(x["head"]["entity"], x["tail"]["entity"], x["relation"]) for x in y["relations"]]
+            for y in (record, extractor(document))
+        ]
+        assert relations[0] == relations[1]
+        for x in record["relations"]:
+            for m in x["head"]["mentions"]:
+                assert text[m["start"] : m["end"]] == m["name"]
+
+
 # --- what a pair attends to -------------------------------------------------------------------
 
 
@@ -363,256 +343,7 @@ def test_what_was_cut_off_is_told_and_attended_by_nobody(folder, corpus, tmp_pat
     assert "were cut at 200 tokens (--max_seq_length)" in capsys.readouterr().err
 
 
-# --- text with spans --------------------------------------------------------------------------
-
-TEXT = 'Dr. Ada J. Lovelace left Paris. She wrote "Notes." In London-Soho she met Ada\'s heir… Fine'
-
-
-def span(text, part, occurrence=0):
-    start = -1
-    for _ in range(occurrence + 1):
-        start = text.index(part, start + 1)
-    return {"start": start, "end": start + len(part), "type": "X"}
-
-
-def test_words_and_sentences_of_a_text():
-    entities = [[span(TEXT, "Ada J. Lovelace"), span(TEXT, "Ada", 1)], [span(TEXT, "Lond")]]
-    document = as_docred({"text": TEXT, "entities": entities}, 7, REL2ID)
-    assert document["title"] == "document 7"
-    assert [" ".join(sentence) for sentence in document["sents"]] == [
-        "Dr . Ada J . Lovelace left Paris .",
-        'She wrote " Notes . "',
-        "In Lond on - Soho she met Ada ' s heir …",
-        "Fine",
-    ]
-    places = [[(m["name"], m["sent_id"], m["pos"]) for m in e] for e in document["vertexSet"]]
-    assert places == [
-        [("Ada J. Lovelace", 0, [2, 6]), ("Ada", 2, [7, 8])],
-        [("Lond", 2, [1, 2])],
-    ]
-    assert [reading.sentence_text(document, i) for i in range(4)] == [
-        "Dr. Ada J. Lovelace left Paris.",
-        'She wrote "Notes."',
-        "In London-Soho she met Ada's heir…",
-        "Fine",
-    ]
-
-
-@pytest.mark.parametrize("text,sentences", [
-    ("", []),
-    (" \n ", []),
-    ("Who? Me! And 3.5 of it. the rest", ["Who?", "Me!", "And 3.5 of it. the rest"]),
-    ("One\n\nTwo\nlines", ["One", "Two\nlines"]),
-    ("东京。大阪（日本）。", ["东京。", "大阪（日本）。"]),
-    ("He said: “Go.” “Why?” Off.", ["He said: “Go.”", "“Why?”", "Off."]),
-    ("Wait... Now", ["Wait...", "Now"]),
-    ("." * 20_000, ["." * 20_000]),
-])  # fmt: skip
-def test_sentences(text, sentences):
-    document = as_docred({"text": text, "entities": []}, 0, REL2ID)
-    found = [reading.sentence_text(document, i) for i in range(len(document["sents"]))]
-    assert found == sentences
-
-
-def test_no_sentence_ends_inside_a_mention():
-    text = "We saw Who? Me! And You."
-    document = as_docred({"text": text, "entities": [[span(text, "Who? Me!")]]}, 0, REL2ID)
-    assert [len(x) for x in document["sents"]] == [6, 3]
-
-
-SPELLED = ["Ada", "Obama", "was", "in", ",", ".", "é", "e\u0301a", "1962", "(", "東京", "x_y", "😀"]
-
-
-@st.composite
-def spelled_documents(draw):
-    """A document in DocRED format with words of SPELLED, and the same as text with spans."""
-    sents = draw(st.lists(st.lists(st.sampled_from(SPELLED), min_size=1, max_size=6), max_size=5))
-    flat = [word for sentence in sents for word in sentence]
-    text, offsets = draw(st.sampled_from(["", " ", "\n"])), []
-    for word in flat:
-        offsets.append((len(text), len(text) + len(word)))
-        text += word + draw(st.sampled_from([" ", "  ", "\n", "\t", "\n\n", "\u3000"]))
-    places = [(i, j) for i, sentence in enumerate(sents) for j in range(len(sentence))]
-    entities, vertex_set = [], []
-    for _ in range(draw(st.integers(0, 4)) if flat else 0):
-        mentions, spans = [], []
-        for _ in range(draw(st.integers(1, 3))):
-            i, j = draw(st.sampled_from(places))
-            end = draw(st.integers(j + 1, len(sents[i])))
-            first = places.index((i, j))
-            start_char, end_char = offsets[first][0], offsets[first + end - j - 1][1]
-            mentions.append({"name": text[start_char:end_char], "sent_id": i, "pos": [j, end]})
-            spans.append({"start": start_char, "end": end_char})
-        entities.append(spans)
-        vertex_set.append(mentions)
-    docred = {"title": "t", "sents": sents, "vertexSet": vertex_set}
-    return docred, {"title": "t", "text": text, "entities": entities}
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(documents=spelled_documents())
-def test_text_with_spans_is_the_same_document(tokenizer, documents):
-    """The same tokens, markers and mentions, whatever the blanks, and so the same logits."""
-    docred, text = documents
-    converted = as_docred(text, 0, REL2ID)
-    one, other = docred_features([as_docred(docred, 0, REL2ID), converted], tokenizer)
-    assert one["input_ids"] == other["input_ids"] and one["entity_pos"] == other["entity_pos"]
-    for mentions, spans in zip(converted["vertexSet"], text["entities"], strict=True):
-        for mention, given_span in zip(mentions, spans, strict=True):
-            assert {k: mention[k] for k in given_span} == given_span
-            words = converted["sents"][mention["sent_id"]][slice(*mention["pos"])]
-            assert "".join(words) == "".join(mention["name"].split())
-
-
-TEXTS = st.text(alphabet=st.sampled_from("ab .!?\n'\"é\u0301。东\u200b-A1"), max_size=40)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(text=TEXTS, spans=st.lists(st.tuples(st.integers(-2, 45), st.integers(-2, 45)), max_size=5))
-def test_any_span_becomes_its_words_or_is_refused(text, spans):
-    entities = [[{"start": start, "end": end}] for start, end in spans]
-    bad = [not (0 <= a < b <= len(text)) or text[a:b].isspace() for a, b in spans]
-    try:
-        document = as_docred({"text": text, "entities": entities}, 0, REL2ID)
-    except InputError as error:
-        assert any(bad) and f"entities[{bad.index(True)}][0]: " in str(error)
-        return
-    assert not any(bad)
-    assert "".join(w for s in document["sents"] for w in s) == "".join(text.split())
-    assert all(document["sents"])
-    for (mention,), (a, b) in zip(document["vertexSet"], spans, strict=True):
-        words = document["sents"][mention["sent_id"]][slice(*mention["pos"])]
-        assert "".join(words) == "".join(text[a:b].split())
-
-
-def test_text_gives_the_relations_of_the_same_document(extractor, corpus):
-    for document in corpus:
-        text, entities = "", [[] for _ in document["vertexSet"]]
-        starts = {}
-        for i, sentence in enumerate(document["sents"]):
-            for j, word in enumerate(sentence):
-                starts[i, j] = len(text), len(text) + len(word)
-                text += word + " "
-        for spans, mentions in zip(entities, document["vertexSet"], strict=True):
-            for m in mentions:
-                start, end = (
-                    starts[m["sent_id"], m["pos"][0]],
-                    starts[m["sent_id"], m["pos"][1] - 1],
-                )
-                spans.append({"start": start[0], "end": end[1]})
-        record = extractor({"title": "a text", "text": text, "entities": entities})
-        relations = [
-            [(x["head"]["entity"], x["tail"]["entity"], x["relation"]) for x in y["relations"]]
-            for y in (record, extractor(document))
-        ]
-        assert relations[0] == relations[1]
-        for x in record["relations"]:
-            for m in x["head"]["mentions"]:
-                assert text[m["start"] : m["end"]] == m["name"]
-
-
 # --- what is refused --------------------------------------------------------------------------
-
-
-def text_with(**mention):
-    return {"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3} | mention]]}
-
-
-BAD_DOCUMENTS = {
-    "past the end": (text_with(end=23), "entities[0][0]: start 0, end 23 is no span of a text"),
-    "negative": (text_with(start=-1), "entities[0][0]: start -1, end 3 is no span of a text of 22"),
-    "empty": (text_with(end=0), "entities[0][0]: start 0, end 0 is no span"),
-    "backwards": (text_with(start=5), "entities[0][0]: start 5, end 3 is no span"),
-    "blank": (text_with(start=3, end=4), "entities[0][0]: start 3, end 4 holds only white space"),
-    "no end": (
-        {"text": "Ada", "entities": [[{"start": 0}]]},
-        "entities[0][0].end: missing",
-    ),
-    "float": (text_with(start=0.0), "entities[0][0].start: expected int, found float"),
-    "bool": (text_with(start=True), "entities[0][0].start: expected int, found bool"),
-    "type": (text_with(type=3), "entities[0][0].type: expected str, found int"),
-    "no mention": ({"text": "a", "entities": [[]]}, "entities[0]: expected a non-empty list"),
-    "flat": ({"text": "a", "entities": [{"start": 0}]}, "entities[0]: expected a non-empty list"),
-    "mention": ({"text": "a", "entities": [[[0, 1]]]}, "entities[0][0]: expected an object"),
-    "no entities": ({"text": "a"}, "entities: missing"),
-    "text": ({"text": None, "entities": []}, "text: expected str, found NoneType"),
-    "title": ({"text": "", "entities": [], "title": 1}, "title: expected str, found int"),
-    "label": (
-        text_with() | {"labels": [{"h": 0, "t": 1, "r": "P17"}]},
-        "labels[0].t: 1 is not one of 1 entities",
-    ),
-    "surrogate": ({"text": "\ud800", "entities": []}, "text: holds half a character"),
-    "word": (
-        {"title": "x", "sents": [["\udc00"]], "vertexSet": []},
-        "sents[0]: holds half a character",
-    ),
-    "neither": ({"title": "x"}, "neither sents and vertexSet (DocRED format) nor text"),
-    "no title": ({"sents": [], "vertexSet": []}, "title: missing"),
-    "bad title": ({"title": "\ud800", "sents": []}, "title: holds half a character"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD_DOCUMENTS)
-def test_bad_document_is_refused_with_one_line(extractor, tmp_path, name):
-    document, message = BAD_DOCUMENTS[name]
-    given_title = document.get("title")
-    named = f" {json.dumps(given_title)}" if isinstance(given_title, str) else ""
-    with pytest.raises(InputError) as error:
-        extractor([text_with(), document])
-    assert str(error.value).startswith(f"document 1{named}: {message}")
-    path = tmp_path / "in.json"
-    path.write_text("\n".join(map(json.dumps, [text_with(), document])))
-    with open(path, "rb") as file, pytest.raises(InputError) as error:
-        list(read_new_documents(file, path, REL2ID))
-    assert str(error.value).startswith(f"{path}: document 1{named}: {message}")
-    assert "\n" not in str(error.value)
-
-
-GOOD = json.dumps(text_with())
-BAD_FILES = {
-    "": "the file is empty",
-    " \n": "the file is empty",
-    "[]": "the list of documents is empty",
-    "7": "document 0: expected an object, found '7'",
-    "null": "document 0: expected an object, found 'n'",
-    f"[{GOOD}, [1]]": "document 1: expected an object, found '['",
-    f"[{GOOD}\n{GOOD}]": "document 1: not valid JSON: line 2: expected a comma",
-    f"[{GOOD}": "document 1: not valid JSON: line 1: the list does not end",
-    f"[{GOOD},": "document 1: expected an object, found ''",
-    f"[{GOOD}] x": "document 1: not valid JSON: line 1: text after the end of the list",
-    f"{GOOD}\n{GOOD[:-3]}": "document 1: not valid JSON: line 2: ",
-    f"{GOOD}\n\n{{'a'": "document 1: not valid JSON: line 3: Expecting property name",
-    '{"a": ' + "[" * 100_000: "document 0: not valid JSON: line 1: nested too deeply",
-    '{"a": ' + "1" * 5000 + "}": "document 0: not valid JSON: line 1: Exceeds the limit",
-}
-
-
-@pytest.mark.parametrize("text", BAD_FILES, ids=lambda text: repr(text[:12] + text[-12:]))
-def test_bad_file_is_refused_with_one_line(text):
-    with pytest.raises(InputError) as error:
-        list(read_new_documents(io.BytesIO(text.encode()), "in.json", REL2ID))
-    assert str(error.value).startswith(f"in.json: {BAD_FILES[text]}")
-    assert "\n" not in str(error.value)
-
-
-def test_not_utf_8_is_refused():
-    with pytest.raises(InputError, match="in.json: cannot be read: .*utf-8"):
-        list(read_new_documents(io.BytesIO('{"a": "é"}'.encode("latin-1")), "in.json", REL2ID))
-
-
-def test_every_chunk_size_and_every_cut(monkeypatch):
-    """A document may be broken off anywhere: there is more to come, or the file is at fault."""
-    values = [{"a": ['é"\\😀', -1.5e-7, True, None, {}], "b" * i: []} for i in range(4)]
-    forms = [form(values) for form in FORMS.values()] + [json.dumps(values, ensure_ascii=False)]
-    for size in (1, 2, 3, 7, 64, 10_000):
-        monkeypatch.setattr(reading, "CHUNK", size)
-        for form in forms:
-            read = io.StringIO(form.removeprefix("\ufeff")).read
-            assert list(reading.json_values(read)) == values
-    pretty = forms[1]
-    for length in range(len(pretty.rstrip()) - 1):
-        with pytest.raises(InputError, match="not valid JSON|is empty|expected an object"):
-            list(reading.json_values(io.StringIO(pretty[:length]).read))
 
 
 BAD_RUNS = {
@@ -738,52 +469,12 @@ def test_page_of_the_first_documents(
     assert_same(read(tmp_path / "out.json"), expected)
 
 
-# --- much input -------------------------------------------------------------------------------
-
-
-def endless(form):
-    """read(n) of a file of JSON documents that never ends; and how many characters were read."""
-    text = json.dumps(text_with(), indent=1 if form == "pretty" else None)
-    state = {"read": 0, "rest": "" if form == "lines" else "["}
-
-    def read(size):
-        while len(state["rest"]) < size:
-            state["rest"] += text + ("\n" if form == "lines" else ",\n")
-        piece, state["rest"] = state["rest"][:size], state["rest"][size:]
-        state["read"] += size
-        return piece
-
-    return read, state
-
-
-@pytest.mark.parametrize("form", ["lines", "list", "pretty"])
-def test_reading_is_lazy(form):
-    read, state = endless(form)
-    values = list(islice(reading.json_values(read), 50))
-    assert values == [text_with()] * 50 and state["read"] == reading.CHUNK
-
-
 def test_predicting_is_lazy(extractor):
     taken = count()
     documents = (next(taken) and text_with() or text_with() for _ in count())
     stream = extractor.stream(new_documents(documents, REL2ID))
     assert len(list(islice(stream, 130))) == 130
     assert next(taken) == 2 * predict.WINDOW * extractor.batch_size
-
-
-def test_memory_of_reading_does_not_grow(tmp_path, monkeypatch):
-    monkeypatch.setattr("files.CHUNK", 10_000)
-    peaks = []
-    for size in (100, 1000):
-        path = tmp_path / f"{size}.json"
-        path.write_text(json.dumps([make_document(random.Random(0))] * size))
-        with open(path, "rb") as file:
-            tracemalloc.start()
-            assert sum(1 for _ in read_new_documents(file, path, REL2ID)) == size
-            peaks.append(tracemalloc.get_traced_memory()[1])
-            tracemalloc.stop()
-    assert path.stat().st_size > 10 * peaks[1]
-    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_batches():

@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_document, read, shared
+from conftest import REL2ID, ROOT, read, shared
 from test_evaluation import f1_of, slow_pattern
 
 import figures
@@ -22,7 +21,7 @@ from evaluation import (
     evaluate,
     scores_of_counts,
 )
-from files import InputError, read_documents, relation_ids, run_main
+from files import InputError, read_documents, run_main
 from losses import decode, threshold_of
 from options import build_parser
 from prepro import entity_pairs
@@ -31,26 +30,10 @@ from tables import data_counts, data_tables
 from train import to_official
 from utils import save_arrays
 
-REL2ID = relation_ids()
 PAPER = read(ROOT / "meta/paper_results.json")
 
 
 # --- Made-up runs -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """Three files of made-up documents; some pairs hold up to six relations."""
-    folder, rng = tmp_path_factory.mktemp("data"), random.Random(5)
-    for split, size in {"train": 3, "dev": 4, "test": 5}.items():
-        documents = [make_document(rng, 6, title=f"{split} {i}") for i in range(size)]
-        for document in documents:
-            for r in "P17 P131 P27 P150 P175 P577".split():
-                known = [(x["h"], x["t"], x["r"]) for x in document["labels"]]
-                new = [(h, t, r) for h, t in [(0, 1), (2, 3)] if (h, t, r) not in known]
-                document["labels"] += [{"h": h, "t": t, "r": r} for h, t, r in new]
-        (folder / f"{split}_revised.json").write_text(json.dumps(documents))
-    return folder
 
 
 def labels_of(documents):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, read
 from safetensors.torch import load_file
-from test_train import demo, flags, without_times  # noqa: F401
+from test_train import flags, without_times
 
 import resume
 import train
@@ -23,7 +23,7 @@ KILLS = int(os.environ.get("KILLS", 3))  # docs/reliability.md: KILLS=20
 
 
 @pytest.fixture(scope="module")
-def whole(demo, tmp_path_factory):  # noqa: F811
+def whole(demo, tmp_path_factory):
     """An uninterrupted run, with dropout, and its flags."""
     output = tmp_path_factory.mktemp("whole") / "a"
     train.main(flags(demo, output))
@@ -63,7 +63,7 @@ def run_until(step, arguments, monkeypatch, seed=66):
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("save_steps", ["-1", "1", "3"])
 def test_a_run_that_breaks_off_goes_on_to_the_same_end(
-    demo, whole, tmp_path, monkeypatch, step, save_steps  # noqa: F811
+    demo, whole, tmp_path, monkeypatch, step, save_steps
 ):  # fmt: skip
     """After every kind of step: mid-epoch, before and after an evaluation, at the very end."""
     arguments = flags(demo, tmp_path / "a", "--save_steps", save_steps)
@@ -77,7 +77,7 @@ def command(*arguments):
 
 
 @pytest.mark.parametrize("kill", range(KILLS))
-def test_killed_at_a_random_moment(demo, whole, tmp_path, kill):  # noqa: F811
+def test_killed_at_a_random_moment(demo, whole, tmp_path, kill):
     """SIGKILL at random moments, wherever the run is, until one gets through."""
     arguments = command(*flags(demo, tmp_path / "a", "--save_steps", "1"), "--resume")
     draw, killed, output = random.Random(kill), 0, tmp_path / "a"
@@ -101,7 +101,7 @@ def test_killed_at_a_random_moment(demo, whole, tmp_path, kill):  # noqa: F811
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_saves_and_says_how_to_go_on(demo, whole, tmp_path, monkeypatch, number, capsys):  # noqa: F811
+def test_a_stop_saves_and_says_how_to_go_on(demo, whole, tmp_path, monkeypatch, number, capsys):
     before = signal.getsignal(signal.SIGINT)  # ignored, in a job in the background
     arguments = flags(demo, tmp_path / "a")
     original = training.Training.step
@@ -121,7 +121,7 @@ def test_a_stop_saves_and_says_how_to_go_on(demo, whole, tmp_path, monkeypatch, 
     assert_same_end(tmp_path / "a", whole)
 
 
-def test_a_kill_during_the_evaluation_loses_no_step(demo, whole, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_kill_during_the_evaluation_loses_no_step(demo, whole, tmp_path, monkeypatch, capsys):
     arguments = flags(demo, tmp_path / "a")
 
     def evaluate(self):
@@ -135,7 +135,7 @@ def test_a_kill_during_the_evaluation_loses_no_step(demo, whole, tmp_path, monke
     assert_same_end(tmp_path / "a", whole)
 
 
-def test_a_stop_during_the_last_evaluation_is_heard(demo, whole, tmp_path, monkeypatch):  # noqa: F811
+def test_a_stop_during_the_last_evaluation_is_heard(demo, whole, tmp_path, monkeypatch):
     arguments = flags(demo, tmp_path / "a", "--seeds", "66", "2")
     original = training.Training.evaluate
 
@@ -153,7 +153,7 @@ def test_a_stop_during_the_last_evaluation_is_heard(demo, whole, tmp_path, monke
 
 
 @pytest.fixture
-def stopped(demo, tmp_path, monkeypatch):  # noqa: F811
+def stopped(demo, tmp_path, monkeypatch):
     """A run that broke off after step 6, with a state of step 5 and one of step 6; its flags."""
     arguments = flags(demo, tmp_path / "a", "--save_steps", "1")
     run_until(6, arguments, monkeypatch)
@@ -240,7 +240,7 @@ def test_other_settings_are_refused_by_name(stopped, more, message):
     assert len(resume.state_files(folder)) == 2, "nothing is lost"
 
 
-def test_other_data_are_refused(stopped, demo, tmp_path):  # noqa: F811
+def test_other_data_are_refused(stopped, demo, tmp_path):
     folder, arguments = stopped
     data = tmp_path / "data"
     data.mkdir()
@@ -263,7 +263,7 @@ def test_relations_are_compared_by_content(stopped, whole, tmp_path):
     assert_same_end(folder, whole)
 
 
-def test_the_best_weights_and_the_state_go_together(demo, tmp_path, monkeypatch):  # noqa: F811
+def test_the_best_weights_and_the_state_go_together(demo, tmp_path, monkeypatch):
     """However the scores run: after every evaluation, the weights are the best state's."""
     arguments = flags(demo, tmp_path / "a", "--evaluation_steps", "1")
     scores = iter([0.1, 0.3, 0.2, 0.25, 0.5, 0.4])
@@ -290,7 +290,7 @@ def test_an_interrupted_run_is_not_overwritten_by_accident(stopped, whole):
     assert_same_end(folder, whole)
 
 
-def test_a_finished_run_stays_as_it_is(demo, whole, capsys):  # noqa: F811
+def test_a_finished_run_stays_as_it_is(demo, whole, capsys):
     before = (whole / "results.json").stat().st_mtime_ns
     (whole / "state-00000008.pt").write_bytes(b"left by a kill at the very end")
     train.main([*flags(demo, whole), "--resume"])
@@ -299,7 +299,7 @@ def test_a_finished_run_stays_as_it_is(demo, whole, capsys):  # noqa: F811
     assert (whole / "results.json").stat().st_mtime_ns == before
 
 
-def test_several_seeds_go_on_where_they_were(demo, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_several_seeds_go_on_where_they_were(demo, tmp_path, monkeypatch, capsys):
     arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1", "--seeds", "1", "2")
     run_until(2, arguments, monkeypatch, seed=2)
     train.main([*arguments, "--resume"])
@@ -325,7 +325,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(stopped, monkeypatch):
     assert not list(folder.glob(".*"))
 
 
-def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):  # noqa: F811
+def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):
     """RLIMIT_FSIZE stands for the disk: files end at 100 kB."""
     code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
@@ -360,7 +360,7 @@ def test_a_kill_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypatch):  # noqa: F811
+def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypatch):
     original = training.train_step
 
     def diverge(*arguments):
@@ -378,7 +378,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypat
     assert resume.load_state(tmp_path / "a")["progress"]["step"] == 5
 
 
-def test_out_of_memory_is_one_line(demo, tmp_path, monkeypatch):  # noqa: F811
+def test_out_of_memory_is_one_line(demo, tmp_path, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -10,8 +10,6 @@ import pytest
 import test_report
 from conftest import ROOT, read
 
-data = test_report.data
-
 STUB = """#!{python}
 # Stands for python: train.py copies a finished run and puts in the flags; all else is real.
 import json, os, sys

@@ -15,8 +15,6 @@ from files import InputError, relation_ids
 from losses import decode, margins
 from train import to_official
 
-demo = test_train.demo
-
 
 def counts_of(correct):
     """Documents with one prediction and one fact each: F1 is the mean of `correct`."""

@@ -20,16 +20,6 @@ from training import epoch_groups, make_optimizer, make_schedule
 from utils import make_deterministic, set_seed
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    """The demo's corpus and encoder, cut down."""
-    folder = tmp_path_factory.mktemp("demo")
-    sizes = ["--num_train", "16", "--num_dev", "4", "--num_test", "4"]
-    command = [sys.executable, str(ROOT / "scripts/make_demo.py"), "--output_dir", str(folder)]
-    subprocess.run([*command, *sizes], check=True, capture_output=True)
-    return folder
-
-
 def flags(demo, output, *more):
     """The flags of a short run; a name may be given anew in `more`."""
     return [
