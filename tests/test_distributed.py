@@ -19,6 +19,7 @@ import distributed
 import resume
 import train
 from files import InputError, write_json
+from options import build_parser
 
 
 def start(*arguments, processes=2):
@@ -76,8 +77,9 @@ def test_two_processes_train_as_one_does(steady, tmp_path, more):
     assert all(ours[name] == theirs[name] for name in ("dev", "test", "best", "data"))
 
 
-def wait_for_state(process, output):
-    while not resume.state_files(output):
+def wait_for_state(process, output, but=()):
+    """Waits for the first state, or for one newer than that in `but`."""
+    while resume.state_files(output)[:1] == [*but]:
         assert process.poll() is None
         time.sleep(0.05)
 
@@ -95,28 +97,22 @@ def process_of(rank, output):
     raise AssertionError(f"no process of rank {rank}")
 
 
-@pytest.fixture(scope="module")
-def whole(demo, tmp_path_factory):
-    """An uninterrupted run in two processes, with dropout."""
-    output = tmp_path_factory.mktemp("whole") / "a"
-    assert said(start(*flags(demo, output, "--num_train_epochs", "6"))) == []
-    return output
-
-
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, whole, tmp_path, rank):
-    output = tmp_path / "a"
-    arguments = flags(demo, output, "--num_train_epochs", "6")
-    process = start(*arguments)
-    wait_for_state(process, output)
-    os.kill(process_of(rank, output), signal.SIGKILL)
-    lines = said(process)
-    assert process.returncode != 0
-    assert lines == [
-        f"error: process {1 - rank} of 2: another process of this run ended; the same command with "
-        "--resume goes on from the last saved step"
-    ]
+def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, tmp_path):
+    """The first of two is killed, then, in the run that went on, the second; with dropout."""
+    whole, output = tmp_path / "whole", tmp_path / "a"
+    assert said(start(*flags(demo, whole, "--num_train_epochs", "6"))) == []
+    arguments = flags(demo, output, "--num_train_epochs", "6", "--save_steps", "1")
+    for rank, resumed in (0, []), (1, ["--resume"]):
+        process = start(*arguments, *resumed)
+        wait_for_state(process, output, but=resume.state_files(output)[:1])
+        os.kill(process_of(rank, output), signal.SIGKILL)
+        lines = said(process)
+        assert process.returncode != 0
+        assert lines == [
+            f"error: process {1 - rank} of 2: another process of this run ended; the same command "
+            "with --resume goes on from the last saved step"
+        ]
     process = start(*arguments, "--resume")
     assert said(process) == [] and process.returncode == 0
     assert_same_end(output, whole)
@@ -144,7 +140,6 @@ def test_a_stop_saves_and_one_process_goes_on(steady, tmp_path):
     ("more", "message"),
     [
         (["--train_batch_size", "3"], "3 documents cannot be divided among 2 processes"),
-        (["--backbone", "docunet"], "trains in several processes on GPUs only"),
         (["--train_file", "nothing.json"], "nothing.json: no such file"),
     ],
 )
@@ -153,6 +148,14 @@ def test_what_is_wrong_is_said_once(steady, tmp_path, more, message):
     (line,) = said(process)
     assert message in line and process.returncode != 0
     assert not (tmp_path / "a").exists()
+
+
+def test_docunet_needs_gpus(steady, monkeypatch):
+    args = build_parser().parse_args(flags(steady, "", "--backbone", "docunet"))
+    alone = train.Run(args)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(InputError, match="trains in several processes on GPUs only"):
+        train.Run(args, like=alone)
 
 
 def test_processes_see_all_items_once(monkeypatch):
