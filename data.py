@@ -44,7 +44,6 @@ class Data:
             tokenizer=tokenizer,
             max_seq_length=args.max_seq_length,
             rel2id=rel2id,
-            progress=False,
         )
         self.features = {split: make(documents) for split, documents in self.documents.items()}
         self.largest = max(max(x["input_ids"]) for part in self.features.values() for x in part)
@@ -60,7 +59,7 @@ class Data:
         """The training documents, one at a time, as they are read, validated and counted."""
         wanted = set().union(*map(named_facts, self.documents.values()))
         documents = iter_documents(self.paths["train"], self.rel2id, unique_titles=False)
-        hidden = None if distributed.is_first() else True
+        hidden = distributed.hides_bars()
         for x in tqdm(documents, desc="train file", unit="doc", leave=False, disable=hidden):
             self.train_facts |= named_facts([x]) & wanted
             self.train_counts["documents"] += 1

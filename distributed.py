@@ -37,6 +37,11 @@ def is_first():
     return rank() == 0
 
 
+def hides_bars():
+    """tqdm's `disable`: the first process shows its bars, where somebody watches (None)."""
+    return None if is_first() else True
+
+
 def gpu():
     """This process's GPU, "cuda:N". Raises InputError if nobody has said which it is."""
     if "LOCAL_RANK" not in os.environ:

@@ -130,9 +130,7 @@ class RelationExtractor:
             yield from zip(window, self._predict(window), strict=True)
 
     def _predict(self, documents):
-        features = docred_features(
-            documents, self.tokenizer, self.max_seq_length, self.rel2id, progress=False
-        )
+        features = docred_features(documents, self.tokenizer, self.max_seq_length, self.rel2id)
         largest = max(max(feature["input_ids"]) for feature in features)
         if largest >= (vocabulary := self.model.model.config.vocab_size):
             raise InputError(f"tokenizer: id {largest} is none of the encoder's {vocabulary}")

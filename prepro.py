@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from tqdm import tqdm
 
 from files import InputError, read_documents, relation_ids
 
 
-def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None, progress=True):
+def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
     """Features of validated documents: a list with one dict per document,
 
     title        str
@@ -20,19 +19,16 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None, prog
     triples      [K, 3] int32, the distinct (head, tail, class id) that hold, sorted
 
     Mentions that start (end) on the same word share the marker. Each word is tokenized on its own,
-    without a leading space, as ATLOP does, also for RoBERTa; a distinct word only once. progress
-    False shows no bar.
+    without a leading space, as ATLOP does, also for RoBERTa; a distinct word only once.
     """
     rel2id = relation_ids() if rel2id is None else rel2id
     pieces = _word_pieces(documents, tokenizer)
     marker = _marker_id(tokenizer)
     features = []
-    hidden = None if progress else True  # None: hidden where nobody watches
-    for document in tqdm(documents, desc="features", unit="doc", leave=False, disable=hidden):
+    for document in documents:
         tokens, entity_pos, sentence_bounds = _mark_entities(document, pieces, marker)
-        labels = document.get(
-            "labels", []
-        )  # an entity's relation to itself is no pair of the model
+        labels = document.get("labels", [])
+        # an entity and itself are no pair of the model
         triples = {(x["h"], x["t"], rel2id[x["r"]]) for x in labels if x["h"] != x["t"]}
         tokens = tokens[: max_seq_length - 2]
         features.append(

@@ -103,7 +103,7 @@ def predict_logits(model, features, make_batch, batch_size, amp, progress):
     model.eval()
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     parts = [None] * len(features)
-    hidden = None if distributed.is_first() else True  # None: where nobody watches
+    hidden = distributed.hides_bars()
     bar = tqdm(total=len(features), desc=progress, unit="doc", leave=False, disable=hidden)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

@@ -45,7 +45,7 @@ def works(tokenizer):
     """A function that does with documents what training and scoring do, and checks the end."""
 
     def check(documents):
-        features = docred_features(documents, tokenizer, 64, progress=False)
+        features = docred_features(documents, tokenizer, 64)
         special = [tokenizer.cls_token_id], [tokenizer.sep_token_id], tokenizer.pad_token_id
         batch = collate(features, special)
         submission = to_official(batch["labels"], features, REL2ID)
