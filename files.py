@@ -78,18 +78,28 @@ UNFINISHED = ".unfinished-"  # begins the name of a folder that holds a file bei
 def write_atomically(path, write, faults=OSError):
     """Calls write(a path in a new folder beside `path`) and moves the result into place: a reader,
     or a kill at any moment, sees the old file or the new one. After a kill `remove_unfinished`
-    finds all that was left, also what a library wrote by a name of its own. faults: what `write`
-    raises of a disk that is full or of a path that no file can have; it becomes an InputError."""
+    finds all that was left, also what a library wrote by a name of its own. A link stays a link; a
+    device or a pipe is written to as it is. faults: what `write` raises of a disk that is full or
+    of a path that no file can have; it becomes an InputError."""
     path = Path(path)
-    beside = {"dir": path.parent, "prefix": UNFINISHED, "ignore_cleanup_errors": True}
     try:
+        if is_device(path):
+            write(path)
+            return
+        target = Path(os.path.realpath(path))
+        beside = {"dir": target.parent, "prefix": UNFINISHED, "ignore_cleanup_errors": True}
         with tempfile.TemporaryDirectory(**beside) as folder:
-            temporary = Path(folder) / path.name
+            temporary = Path(folder) / target.name
             write(temporary)
-            os.replace(temporary, path)
+            os.replace(temporary, target)
     except (OSError, faults) as error:
         hint = "" if isinstance(error, OSError) else " (is the disk full?)"
         raise InputError(f"{path}: cannot be written: {reason_of(error)}{hint}") from None
+
+
+def is_device(path):
+    """Whether it is a device or a pipe, such as /dev/null."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def remove_unfinished(folder):

@@ -35,6 +35,7 @@ from files import (
     META_DIR,
     InputError,
     OneLineParser,
+    is_device,
     read_json,
     relation_ids,
     run_main,
@@ -296,8 +297,9 @@ def check_writable(flag, path):
         raise InputError(f"{flag} {path}: is a folder")
     if not os.path.isdir(path.parent):
         raise InputError(f"{flag} {path}: no such folder as {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{flag} {path}: {path.parent} is not writable")
+    where = path if is_device(path) else Path(os.path.realpath(path)).parent
+    if not os.access(where, os.W_OK):
+        raise InputError(f"{flag} {path}: {where} is not writable")
 
 
 def main(argv=None):

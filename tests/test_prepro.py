@@ -2,10 +2,11 @@
 
 import copy
 import json
+import os
 import random
 
 import pytest
-from conftest import SHARED_DIR, make_document, shared
+from conftest import SHARED_DIR, make_document, read, shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -263,3 +264,17 @@ def test_a_path_that_no_file_can_have_is_one_line(tmp_path):
     for path in (tmp_path / "file" / "x.json", tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match="cannot be written"):
             write_json(path, {})
+
+
+def test_links_devices_and_pipes_stay_what_they_are(tmp_path):
+    (tmp_path / "folder").mkdir()
+    link, pipe = tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "folder" / "real.json")
+    write_json(link, {"a": 1})
+    assert link.is_symlink() and read(tmp_path / "folder/real.json") == {"a": 1}
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, {"a": 2})
+    assert pipe.is_fifo() and json.loads(os.read(reader, 1000)) == {"a": 2}
+    os.close(reader)
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["folder", "link.json", "pipe"]
