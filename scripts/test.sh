@@ -7,5 +7,5 @@ cd "$ROOT"
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-# Two files at once, each with one thread: faster than one with two, and no sum depends on threads.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -n 2 --dist loadfile tests "$@"
+# Two tests at once, each with one thread: faster than one with two, and no sum depends on threads.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -n 2 --dist worksteal tests "$@"
