@@ -140,26 +140,10 @@ class Training:
                 self.generator.set_state(self.order)
                 sizes = args.train_batch_size, args.gradient_accumulation_steps
                 groups = epoch_groups(self.lengths, *sizes, self.generator, args.group_by_length)
+                saves = True  # where a run goes on with an evaluation, it was due with that
                 while progress["group"] < len(groups) or progress["evaluates"]:
-                    saves = progress["evaluates"]  # only where a run goes on with an evaluation
                     if not progress["evaluates"]:
-                        self.step(groups[progress["group"]])
-                        bar.update(self.group_size)
-                        progress["group"] += 1
-                        is_last = progress["group"] == len(groups)
-                        progress["evaluates"] = is_last or self.is_due(args.evaluation_steps)
-                        saves = is_last or self.is_due(args.save_steps)
-                    stops = distributed.anywhere(bool(requests))
-                    if progress["evaluates"] or saves or stops or self.is_due(10):
-                        loss = self.last_loss()
-                        bar.set_postfix(epoch=progress["epoch"], loss=f"{loss:.3f}", refresh=False)
-                    if saves or stops:
-                        self.save()
-                    if stops:
-                        raise KeyboardInterrupt(
-                            f"stopped after step {progress['step']} of {self.num_steps}; the same "
-                            "command with --resume goes on"
-                        )
+                        saves = self.step_and_save(groups, bar, requests)
                     if progress["evaluates"]:
                         saves |= self.evaluate()  # the best weights and the state go together
                         progress["evaluates"] = False
@@ -170,6 +154,29 @@ class Training:
             if distributed.anywhere(bool(requests)):
                 raise KeyboardInterrupt("stopped after the last step; with --resume it is tested")
         return best_of(progress["records"])
+
+    def step_and_save(self, groups, bar, requests):
+        """The next of the epoch's steps, and the state where it is due, which is returned. Raises
+        KeyboardInterrupt when asked to stop."""
+        args, progress = self.args, self.progress
+        self.step(groups[progress["group"]])
+        bar.update(self.group_size)
+        progress["group"] += 1
+        is_last = progress["group"] == len(groups)
+        progress["evaluates"] = is_last or self.is_due(args.evaluation_steps)
+        saves = is_last or self.is_due(args.save_steps)
+        stops = distributed.anywhere(bool(requests))
+        if progress["evaluates"] or saves or stops or self.is_due(10):
+            loss = self.last_loss()
+            bar.set_postfix(epoch=progress["epoch"], loss=f"{loss:.3f}", refresh=False)
+        if saves or stops:
+            self.save()
+        if stops:
+            raise KeyboardInterrupt(
+                f"stopped after step {progress['step']} of {self.num_steps}; the same command "
+                "with --resume goes on"
+            )
+        return saves
 
     def is_due(self, every):
         return every > 0 and self.progress["step"] % every == 0
