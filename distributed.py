@@ -43,10 +43,18 @@ def hides_bars():
 
 
 def gpu():
-    """This process's GPU, "cuda:N". Raises InputError if nobody has said which it is."""
+    """This process's GPU, "cuda:N", which becomes torch's current one. Raises InputError if nobody
+    has said which it is, or the machine has too few."""
     if "LOCAL_RANK" not in os.environ:
         raise InputError("LOCAL_RANK is not set: start several processes with torchrun")
-    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= count:
+        raise InputError(
+            f"--device cuda: process {number} of this machine has no GPU, there are {count}; "
+            "--nproc_per_node of torchrun says how many processes there are"
+        )
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
 
 
 @contextmanager
@@ -60,11 +68,12 @@ def processes():
     backend = "gloo"  # for what processes tell each other; nccl for gradients on GPUs
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(gpu())
     try:
         store, number, count = next(dist.rendezvous("env://"))
-        # A dead process is noticed by its closed connection; one that reads 1 GB is waited for.
-        wait = timedelta(days=1)
+        # A dead process is noticed by its closed connection. One that hangs is given up when it has
+        # been waited for longer than any training file takes to be read (101,873 documents: 5
+        # minutes).
+        wait = timedelta(hours=1)
         dist.init_process_group(backend, timeout=wait, store=store, rank=number, world_size=count)
     except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]

@@ -6,13 +6,11 @@ Shapes: B documents of at most L tokens, R mentions and E entities; W encoder wi
 codes', so that their checkpoints load as they are.
 """
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encoder import at_least_float32, encode_windows
+from encoder import at_least_float32, encode_windows, full_precision
 from hub import SharedModel
 
 
@@ -22,7 +20,10 @@ class DocREModel(nn.Module, SharedModel):
     encoder: a transformers encoder, see `checkpoint.build_encoder`. emb_size: width of the head and
     tail representations, a multiple of block_size, the width of the bilinear layer's blocks.
     context_size: width of a pair's context. `sizes` holds what a subclass was made with.
+    `cpu_kernels`: see `encoder.encode_windows`.
     """
+
+    cpu_kernels = True
 
     def __init__(self, encoder, emb_size, block_size, context_size, **sizes):
         super().__init__()
@@ -59,14 +60,16 @@ class DocREModel(nn.Module, SharedModel):
         """Token embeddings [B, L, d] and the last layer's attention from every mention's marker to
         all tokens, [B, R, heads, L] in float32 (in training after attention dropout)."""
         if not windows:
-            return encode_windows(self.model, input_ids, attention_mask, mention_pos)
+            return encode_windows(
+                self.model, input_ids, attention_mask, mention_pos, self.cpu_kernels
+            )
         window_doc, window_start = windows["window_doc"], windows["window_start"]
         window_valid, doc_mask = windows["window_valid"], windows["doc_mask"]
         pos = mention_pos[window_doc] - window_start[:, None]  # [W, R], in the window's tokens
         inside = (pos >= 0) & (pos < input_ids.shape[1])
         pos = pos.clamp(0, input_ids.shape[1] - 1)
         inside &= window_valid.gather(1, pos)
-        hidden, rows = encode_windows(self.model, input_ids, attention_mask, pos)
+        hidden, rows = encode_windows(self.model, input_ids, attention_mask, pos, self.cpu_kernels)
         rows = rows * inside[:, :, None, None]
         return merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask)
 
@@ -446,9 +449,3 @@ def _chunks(z_head):
 
 def _outer(u, v):
     return (u[:, :, None] * v[:, None, :]).flatten(1)
-
-
-def full_precision(tensor):
-    """Turns autocast off, for what must be computed in float32."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

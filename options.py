@@ -127,6 +127,13 @@ def build_parser():
         default="auto",
         help="auto, cpu, cuda or cuda:N; with torchrun, cuda is one each",
     )
+    add(
+        "--cpu_kernels",
+        default="auto",
+        choices=["auto", "off"],
+        help="off: the encoder's way on a GPU, on a CPU too",
+    )
+    add("--deterministic", action="store_true", help="same bits on a GPU too, slower; a CPU always")
     add("--wandb", default="disabled", choices=["disabled", "offline", "online"])
     add("--proj_name", default="HingeABL", help="wandb project")
     add("--run_name", default="", help="default: <encoder>-<backbone>-<loss>-seed<seed>")
@@ -198,7 +205,8 @@ def check_args(args):
         raise InputError("--init_path: not with --load_path, which trains nothing")
     if args.init_path and not os.path.exists(args.init_path):
         raise InputError(f"--init_path {args.init_path}: no such file or folder")
-    args.device, args.precision = pick_device(args.device, args.precision)
+    may_fp16 = args.cpu_kernels == "off"
+    args.device, args.precision = pick_device(args.device, args.precision, may_fp16)
     if not args.run_name:
         path = Path(args.model_name_or_path)
         encoder = path.parent.name if path.name in ("model", "encoder") else path.name
@@ -218,9 +226,10 @@ def check_args(args):
             )
 
 
-def pick_device(device, precision):
+def pick_device(device, precision, cpu_has_fp16=False):
     """What --device and --precision stand for on this machine: "cpu", "cuda" or "cuda:N", and
-    "fp32", "fp16" or "bf16". Raises InputError for what it does not have."""
+    "fp32", "fp16" or "bf16" (on a CPU slow, but right: cpu_has_fp16 lets it through, to try what a
+    GPU does). Raises InputError for what it does not have."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and distributed.world_size() > 1:
@@ -238,6 +247,9 @@ def pick_device(device, precision):
         # Older cards emulate bf16, slowly.
         has_bf16 = on_gpu and torch.cuda.get_device_capability(device)[0] >= 8
         precision = ("bf16" if has_bf16 else "fp16") if on_gpu else "fp32"
-    if precision == "fp16" and not on_gpu:
-        raise InputError("--precision fp16: needs a GPU; on a CPU take fp32 or bf16")
+    if precision == "fp16" and not on_gpu and not cpu_has_fp16:
+        raise InputError(
+            "--precision fp16: needs a GPU; on a CPU take fp32 or bf16, or --cpu_kernels off to "
+            "try what a GPU does"
+        )
     return device, precision

@@ -97,9 +97,9 @@ def build_model(args):
 
 
 @torch.no_grad()
-def predict_logits(model, features, make_batch, batch_size, amp, progress):
+def predict_logits(model, features, make_batch, device, batch_size, amp, progress):
     """Logits [pairs, classes] (float32, on the CPU) and labels of all pairs, document by document
-    in the order of `features`. Documents of like length share a batch."""
+    in the order of `features`. make_batch: `collate`. Documents of like length share a batch."""
     model.eval()
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     parts = [None] * len(features)
@@ -108,11 +108,12 @@ def predict_logits(model, features, make_batch, batch_size, amp, progress):
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = make_batch([features[i] for i in chosen])
-        labels, doc = batch.pop("labels"), batch["pairs"][:, 0]
+        # What is counted or kept on the CPU does not go to the GPU: the host would wait for it.
+        labels = batch.pop("labels")
+        counts = torch.bincount(batch["pairs"][:, 0], minlength=len(chosen)).tolist()
         with amp():
-            logits = model(**batch)
-        counts = torch.bincount(doc, minlength=len(chosen)).tolist()
-        split = zip(logits.cpu().split(counts), labels.cpu().split(counts), strict=True)
+            logits = model(**to_device(batch, device))
+        split = zip(logits.cpu().split(counts), labels.split(counts), strict=True)
         for i, pieces in zip(chosen, split, strict=True):
             parts[i] = pieces
         bar.update(len(chosen))
@@ -166,9 +167,11 @@ class Run:
         if trains and args.backbone == "docunet" and distributed.world_size() > 1:
             self.check_docunet()
         self.folder = distributed.share(lambda: make_folder(args))
-        make_deterministic(args.device)
+        if args.device == "cpu" or args.deterministic:
+            make_deterministic()
         set_seed(args.seed)
         self.model = build_model(args).to(args.device)
+        self.model.cpu_kernels = args.cpu_kernels == "auto"
         config = self.model.model.config
         kind = transformer_type(config)
         if args.transformer_type not in (None, kind):
@@ -203,7 +206,8 @@ class Run:
     def predict(self, split):
         """Logits and labels of all pairs of a split; None but in the first of several processes."""
         features = distributed.part_of(self.data.features[split])
-        options = self.batch, self.args.test_batch_size, self.amp, f"evaluate {split}"
+        args, title = self.args, f"evaluate {split}"
+        options = self.collate, args.device, args.test_batch_size, self.amp, title
         part = predict_logits(self.model, features, *options) if features else None
         parts = distributed.gather_first(part)
         if distributed.is_first():

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from contextlib import nullcontext
+from statistics import fmean
 
 import torch
 import transformers
@@ -38,13 +39,18 @@ def make_schedule(optimizer, num_steps, warmup_ratio):
 
 
 def train_step(
-    model, batches, loss_function, optimizer, schedule, scaler, amp, max_grad_norm, weights=None
+    model, batches, loss_function, optimizer, schedule, scaler, amp, max_grad_norm, num_pairs=None
 ):
-    """One step of the optimizer over one accumulation group of batches; returns the mean loss.
+    """One step of the optimizer over one accumulation group of batches, as if they were one batch;
+    returns the loss, its mean over all pairs.
 
-    weights: how much each batch counts; None: all 1. A model of several processes (`distributed`)
-    sees a part of each batch in every process, which counts as much as it has of the batch's pairs.
+    num_pairs: of the group. None: those of `batches`; several processes (`distributed`) have a part
+    of each batch each, and say how many there are in all.
     """
+    if num_pairs is None:
+        num_pairs = sum(len(batch["pairs"]) for batch in batches)
+    # The processes' gradients are averaged, so each counts that many times what it has.
+    share = distributed.world_size() / max(num_pairs, 1)
     total = 0.0
     for i, batch in enumerate(batches):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -55,7 +61,7 @@ def train_step(
                 logits = model(**inputs)
             # A batch without any pair (documents of one entity) has no loss, and zero gradients.
             loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
-            loss = loss * (weights[i] if weights else 1) / len(batches)
+            loss = loss * (len(logits) * share)
             scaler.scale(loss).backward()
         total += loss.detach()
     total = distributed.mean(total)
@@ -114,7 +120,8 @@ class Training:
         # next; records: of the evaluations
         self.progress = {"epoch": 1, "group": 0, "step": 0, "evaluates": False}
         self.progress |= {"seconds": 0.0, "records": []}
-        self.losses = []  # since the last evaluation; on the device, so that no step waits
+        self.losses = []  # since the last evaluation, numbers
+        self.pending = []  # those of the last steps, still on the device, so that no step waits
         if distributed.rank():  # dropout differs from process to process
             torch.manual_seed(args.seed + distributed.rank())
         if args.resume:
@@ -140,14 +147,15 @@ class Training:
                 self.generator.set_state(self.order)
                 sizes = args.train_batch_size, args.gradient_accumulation_steps
                 groups = epoch_groups(self.lengths, *sizes, self.generator, args.group_by_length)
-                saves = True  # where a run goes on with an evaluation, it was due with that
+                is_saved = True  # where a run goes on with an evaluation, it was saved before that
                 while progress["group"] < len(groups) or progress["evaluates"]:
                     if not progress["evaluates"]:
-                        saves = self.step_and_save(groups, bar, requests)
+                        is_saved = self.step_and_save(groups, bar, requests)
                     if progress["evaluates"]:
-                        saves |= self.evaluate()  # the best weights and the state go together
+                        is_best = self.evaluate()
                         progress["evaluates"] = False
-                        if saves:
+                        # The best weights go with a state at or before the same evaluation.
+                        if is_best and not is_saved:
                             self.save()
                 self.order = self.generator.get_state()
                 progress |= {"epoch": progress["epoch"] + 1, "group": 0}
@@ -156,7 +164,8 @@ class Training:
         return best_of(progress["records"])
 
     def step_and_save(self, groups, bar, requests):
-        """The next of the epoch's steps, and the state where it is due, which is returned. Raises
+        """The next of the epoch's steps, and the state where it is due; returns whether it was. An
+        evaluation comes after the state, so that a kill in its course loses no step. Raises
         KeyboardInterrupt when asked to stop."""
         args, progress = self.args, self.progress
         self.step(groups[progress["group"]])
@@ -167,7 +176,8 @@ class Training:
         saves = is_last or self.is_due(args.save_steps)
         stops = distributed.anywhere(bool(requests))
         if progress["evaluates"] or saves or stops or self.is_due(10):
-            loss = self.last_loss()
+            self.fetch_losses()
+            loss = self.losses[-1]
             bar.set_postfix(epoch=progress["epoch"], loss=f"{loss:.3f}", refresh=False)
         if saves or stops:
             self.save()
@@ -187,20 +197,17 @@ class Training:
         self.model.train()
         mine = [batch[distributed.rank() :: distributed.world_size()] for batch in group]
         batches = [self.run.batch([self.features[i] for i in batch]) for batch in mine]
-        num_pairs = self.features.num_pairs
-        # The processes' gradients are averaged, so that a mean of all pairs is to be made of them.
-        weights = [
-            distributed.world_size() * float(num_pairs[part].sum() / max(num_pairs[batch].sum(), 1))
-            for part, batch in zip(mine, group, strict=True)
-        ]
+        num_pairs = int(self.features.num_pairs[[i for batch in group for i in batch]].sum())
         parts = self.loss_function, self.optimizer, self.schedule, self.scaler, self.run.amp
-        loss = train_step(self.model, batches, *parts, self.args.max_grad_norm, weights)
-        self.losses.append(loss)
+        loss = train_step(self.model, batches, *parts, self.args.max_grad_norm, num_pairs)
+        self.pending.append(loss)
         self.progress["step"] += 1
 
-    def last_loss(self):
-        """Raises InputError if any loss since the last evaluation is no number."""
-        values = torch.stack(self.losses).tolist()
+    def fetch_losses(self):
+        """Waits for the last steps. Raises InputError if a loss is no number."""
+        values = torch.stack(self.pending).tolist()
+        self.pending.clear()
+        self.losses += values
         for i, value in enumerate(values):
             if value - value != 0:  # infinite or not a number
                 step = self.progress["step"] - len(values) + 1 + i
@@ -208,7 +215,6 @@ class Training:
                     f"the loss is {value} at step {step}: try a smaller --learning_rate or "
                     "--precision fp32; the best weights so far are kept"
                 )
-        return values[-1]
 
     def evaluate(self):
         """Scores dev, adds a line to metrics.jsonl, and keeps the weights if they are the best;
@@ -219,7 +225,7 @@ class Training:
         record = {
             "epoch": progress["epoch"],
             "step": progress["step"],
-            "loss": torch.stack(self.losses).mean().item(),
+            "loss": fmean(self.losses),
             "seconds": round(time.perf_counter() - self.started, 1),
             "dev": scores,
         }
@@ -247,7 +253,7 @@ class Training:
         """Writes the state of training into the run's folder (resume.save_state)."""
         self.progress["seconds"] = time.perf_counter() - self.started
         state = {name: part.state_dict() for name, part in self.parts().items()}
-        state |= {"progress": self.progress, "losses": [loss.item() for loss in self.losses]}
+        state |= {"progress": self.progress, "losses": self.losses}
         state |= {"order": self.order}
         state["random"] = distributed.gather(resume.random_states(self.args.device))
         if distributed.is_first():
@@ -264,7 +270,7 @@ class Training:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
         self.order, self.progress = state["order"], state["progress"]
-        self.losses = [torch.tensor(loss, device=self.args.device) for loss in state["losses"]]
+        self.losses = state["losses"]
         if len(state["random"]) == distributed.world_size():  # else other dropout than it had
             resume.set_random_states(state["random"][distributed.rank()], self.args.device)
         if distributed.is_first():

@@ -1,5 +1,6 @@
 """Batches, seeding, run folders: what is neither model nor data format."""
 
+import os
 import random
 from functools import partial
 
@@ -16,11 +17,14 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
-def make_deterministic(device):
-    """Same seed, same bits on a CPU: there the gradient of indexing is added up by several threads
-    in any order unless torch is told not to. (CUDA's sorts first.)"""
-    torch.use_deterministic_algorithms(device == "cpu", warn_only=True)
+def make_deterministic():
+    """Same seed, same bits. Without it threads add up the gradient of indexing in any order. Torch
+    warns of an operation that has no such version on the device."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads it
+    torch.backends.cudnn.benchmark = False  # which picks an algorithm by its time
+    # cuBLAS reads it when it starts: work space of its own for every stream
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def autocast(device, precision):

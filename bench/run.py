@@ -176,7 +176,8 @@ class Pair:
         layers, width = SIZES[size]
         self.args = args
         self.tokenizer = load_tokenizer(args.tokenizer)
-        make_deterministic(args.device)
+        if args.device == "cpu":
+            make_deterministic()
         set_seed(0)
         config = {"model_type": "bert", "vocab_size": len(self.tokenizer)}
         config |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 12}
@@ -203,7 +204,7 @@ class Pair:
             self.rest[way] = get_loss("HingeABL"), optimizer, schedule, scaler, self.amp, 1.0
 
     def our_batch(self, features):
-        return to_device(collate(features, self.tokens), self.args.device)
+        return collate(features, self.tokens)
 
     def baseline_batch(self, features):
         batch = baseline.collate(features, self.tokens[2])
@@ -211,7 +212,8 @@ class Pair:
 
     def train_ours(self, features):
         self.ours.train()
-        return train_step(self.ours, [self.our_batch(features)], *self.rest["ours"])
+        batch = to_device(self.our_batch(features), self.args.device)
+        return train_step(self.ours, [batch], *self.rest["ours"])
 
     def train_baseline(self, features):
         batch = self.baseline_batch(features)
@@ -305,7 +307,7 @@ def evaluating(args):
         f"evaluate, BERT-base, {args.eval_documents} documents",
         lambda part: pair.evaluate_baseline([theirs[i] for i in part]),
         lambda part: predict_logits(
-            pair.ours, [ours[i] for i in part], pair.our_batch, 8, pair.amp, "ours"
+            pair.ours, [ours[i] for i in part], pair.our_batch, args.device, 8, pair.amp, "ours"
         ),
         parts,
         pair.wait,

@@ -14,7 +14,17 @@ import baseline  # noqa: E402
 
 import evaluation  # noqa: E402
 from checkpoint import load_tokenizer  # noqa: E402
-from encoder import Attention, Dropout, attend, dropout, encode_windows, hooked, keep, packed  # noqa: E402
+from encoder import (  # noqa: E402
+    Attention,
+    Dropout,
+    attend,
+    attention_rows,
+    dropout,
+    encode_windows,
+    hooked,
+    keep,
+    packed,
+)
 from files import read_documents, relation_ids  # noqa: E402
 from losses import get_loss  # noqa: E402
 from model import ATLOP  # noqa: E402
@@ -261,6 +271,19 @@ def test_bf16_is_near_fp32():
         results.append((hidden.float(), copied.encoder.layer[0].attention.self.query.weight.grad))
     for a, b in zip(*results, strict=True):
         assert (a - b).norm() / a.norm() < 0.03
+
+
+def test_attention_rows_of_bf16_come_from_scores_in_float32():
+    """Scores rounded to bf16 would double the error that the queries' and keys' rounding makes."""
+    generator = torch.Generator().manual_seed(0)
+    encoder = small_encoder().eval()
+    query, key = (2 * torch.randn(2, 40, 32, generator=generator).bfloat16() for _ in range(2))
+    places = torch.randint(40, (2, 5), generator=generator)
+    rest = torch.ones(2, 40), places
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = attention_rows(encoder, query, key, *rest)
+    exact = attention_rows(encoder, query.double(), key.double(), *rest)
+    torch.testing.assert_close(rows, exact.float(), rtol=1e-5, atol=1e-6)
 
 
 def test_batches_of_like_length_pad_less():

@@ -284,7 +284,7 @@ def test_gradient_of_indexing_has_the_same_bits_in_every_run():
     """With two threads, which add up in any order unless told not to."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    make_deterministic("cpu")
+    make_deterministic()
     generator = torch.Generator().manual_seed(0)
     index = torch.randint(20, (20_000,), generator=generator)
     weight = torch.randn(20_000, 64, generator=generator)

@@ -1,0 +1,315 @@
+"""A training step against plain torch: what is averaged, scaled, clipped and written."""
+
+import random
+from functools import partial
+
+import pytest
+import torch
+from conftest import make_document, read, small_model
+from test_train import flags
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import distributed
+import resume
+import train
+import training
+from files import InputError
+from losses import get_loss
+from model import BACKBONES
+from prepro import docred_features
+from training import make_optimizer, make_schedule, train_step
+from utils import collate, special_tokens
+
+
+@pytest.fixture(scope="module")
+def features(tokenizer):
+    rng = random.Random(3)
+    sizes = 7, 2, 5, 1, 3, 4, 6, 2
+    return docred_features([make_document(rng, n, title=str(n)) for n in sizes], tokenizer)
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer):
+    tokens = *special_tokens(tokenizer, "bert"), tokenizer.pad_token_id
+    return lambda features: collate(features, tokens)
+
+
+class Step:
+    """A model and all that a step of it takes, on the way that a GPU goes."""
+
+    def __init__(self, precision="fp32", scale=2.0**10, max_grad_norm=1.0, rate=1e-3, **more):
+        self.model = small_model(vocab_size=200, **more).train()
+        self.model.cpu_kernels = False
+        self.optimizer = make_optimizer(self.model, rate, rate)
+        self.schedule = make_schedule(self.optimizer, 10, 0.0)
+        self.scaler = torch.amp.GradScaler("cpu", scale, enabled=precision == "fp16")
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        self.amp = partial(torch.autocast, "cpu", dtype=dtype, enabled=dtype is not None)
+        self.max_grad_norm = max_grad_norm
+
+    def __call__(self, batches, loss="ATL", num_pairs=None):
+        parts = self.optimizer, self.schedule, self.scaler, self.amp, self.max_grad_norm
+        return train_step(self.model, batches, get_loss(loss), *parts, num_pairs).item()
+
+    def weights(self):
+        return torch.cat([x.detach().flatten() for x in self.model.parameters()])
+
+
+def by_hand(step, batch, loss="ATL"):
+    """The gradients of the mean over a batch's pairs, clipped: computed apart from train_step."""
+    inputs = {name: x for name, x in batch.items() if name != "labels"}
+    value = get_loss(loss)(step.model(**inputs), batch["labels"])
+    names, parameters = zip(*step.model.named_parameters(), strict=True)
+    grads = torch.autograd.grad(value, parameters)
+    norm = torch.cat([x.flatten() for x in grads]).norm()
+    factor = min(1.0, step.max_grad_norm / (norm.item() + 1e-6))
+    return value.item(), norm.item(), {n: x * factor for n, x in zip(names, grads, strict=True)}
+
+
+def taken(step):
+    """A list to which each step of the optimizer adds the gradients it takes, name -> tensor."""
+    steps = []
+
+    def keep(optimizer, *_):
+        steps.append({name: x.grad.clone() for name, x in step.model.named_parameters()})
+
+    step.optimizer.register_step_pre_hook(keep)
+    return steps
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e3, 0.1])
+def test_a_step_takes_the_clipped_gradient_of_the_mean(features, batch, max_grad_norm):
+    step = Step(max_grad_norm=max_grad_norm)
+    whole = batch(features[:3])
+    loss, norm, expected = by_hand(step, whole)
+    assert 0.1 < norm < 1e3  # so the one is clipped, the other is not
+    grads, before = taken(step), step.weights()
+    assert step([whole]) == pytest.approx(loss, rel=1e-6)
+    for name, grad in expected.items():
+        torch.testing.assert_close(grads[0][name], grad, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(step.weights(), before)
+    assert all(x.grad is None for x in step.model.parameters())
+    assert step.schedule.get_last_lr() == pytest.approx([0.9e-3, 0.9e-3])
+
+
+def test_accumulated_batches_count_as_one(features, batch):
+    """Documents of 7, 2, 5, 1, 3 and 4 entities, so 42 to 0 pairs each."""
+    groups = [
+        [features[:6]],
+        [features[:1], features[1:4], features[4:6]],
+        [[x] for x in features[:6]],
+    ]
+    results = []
+    for group in groups:
+        step = Step()
+        grads = taken(step)
+        loss = step([batch(part) for part in group])
+        results.append((loss, grads[-1]))
+    (expected_loss, expected), *others = results
+    for loss, grads in others:
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        for name, grad in expected.items():
+            torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_process_counts_as_much_as_it_has(features, batch, monkeypatch):
+    """The mean of what two processes compute is what one does."""
+    whole = Step()
+    everything = batch(features[:4])
+    loss, _, expected = by_hand(whole, everything)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "mean", lambda tensor: tensor)
+    losses, grads = [], []
+    for part in (features[:1], features[1:4]):
+        step = Step(max_grad_norm=1e6)
+        seen = taken(step)
+        losses.append(step([batch(part)], num_pairs=len(everything["pairs"])))
+        grads.append(seen[-1])
+    assert sum(losses) / 2 == pytest.approx(loss, rel=1e-5)
+    mean = {name: (grads[0][name] + grads[1][name]) / 2 for name in expected}
+    factor = min(1.0, 1 / torch.cat([x.flatten() for x in mean.values()]).norm().item())
+    for name, grad in expected.items():
+        torch.testing.assert_close(mean[name] * factor, grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_without_pairs_changes_nothing(features, batch):
+    step = Step()
+    before = step.weights()
+    assert step([batch([features[3]])]) == 0.0
+    assert torch.equal(step.weights(), before)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_half_precision_takes_nearly_the_same_step(features, batch, precision, backbone):
+    grads, losses = [], []
+    for chosen in ("fp32", precision):
+        step = Step(chosen, max_grad_norm=0.1, backbone=backbone)
+        seen = taken(step)
+        losses.append(step([batch(features[:2]), batch(features[2:4])], "HingeABL"))
+        grads.append(torch.cat([x.flatten() for x in seen[-1].values()]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.03) and losses[1] != losses[0]
+    assert (grads[0] - grads[1]).norm() / grads[0].norm() < 0.3
+    assert grads[1].norm() == pytest.approx(0.1, rel=1e-3)  # unscaled before it is clipped
+
+
+def test_the_scale_falls_where_fp16_overflows_and_grows_where_not(features, batch):
+    step = Step("fp16", scale=2.0**60)
+    before = step.weights()
+    step([batch(features[:2])])
+    assert torch.equal(step.weights(), before)  # the step was left out
+    assert step.scaler.get_scale() == 2.0**59
+    step = Step("fp16", scale=2.0**8)
+    step.scaler.set_growth_interval(1)
+    step([batch(features[:2])])
+    assert step.scaler.get_scale() == 2.0**9
+
+
+class Waits(TorchDispatchMode):
+    """Records the operations for whose result the host would have to wait."""
+
+    NAMES = "_local_scalar_dense item is_nonzero nonzero masked_select equal unique".split()
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.name().split("::")[1].split(".")[0]
+        is_mask = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if name in self.NAMES or is_mask:
+            self.seen.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_waits_for_nothing(features, batch, backbone, precision):
+    """On a GPU the host would wait for all the work before. (fp16's scaler has to.)"""
+    import transformers
+
+    if transformers.__version__ < "5":
+        pytest.skip("transformers 4 looks into the mask")
+    step, whole = Step(precision, backbone=backbone), batch(features[:3])
+    parts = step.optimizer, step.schedule, step.scaler, step.amp, 1.0
+    step([whole])  # the optimizer's first step makes its state
+    with Waits() as waits:
+        train_step(step.model, [whole, batch(features[3:5])], get_loss("HingeABL"), *parts)
+    assert waits.seen == []
+
+
+def test_labels_and_counts_of_an_evaluation_stay_on_the_cpu(
+    features, tokenizer, monkeypatch, batch
+):
+    sent = []
+    monkeypatch.setattr(train, "to_device", lambda x, device: sent.append(sorted(x)) or x)
+    model = small_model(vocab_size=200)
+    amp = partial(torch.autocast, "cpu", enabled=False)
+    logits, labels = train.predict_logits(model, features, batch, "cpu", 4, amp, "try")
+    assert sent and all("labels" not in names for names in sent)
+    whole = batch(features)
+    assert torch.equal(labels, whole["labels"])
+    expected = model(**{name: x for name, x in whole.items() if name != "labels"})
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_of_learning_rates():
+    rates = {"encoder": 1.0, "new": 2.0, "unet": 3.0}
+    model = small_model(backbone="docunet")
+    optimizer = make_optimizer(model, 1.0, 2.0, unet_lr=3.0)
+    rate_of = {id(x): group["lr"] for group in optimizer.param_groups for x in group["params"]}
+    kinds = {"model": "encoder", "liner": "unet", "segmentation_net": "unet"}
+    kinds |= dict.fromkeys(("head_extractor", "tail_extractor", "bilinear"), "new")
+    for name, parameter in model.named_parameters():
+        assert rate_of[id(parameter)] == rates[kinds[name.split(".")[0]]], name
+    assert len(rate_of) == len(list(model.parameters()))
+
+
+def test_losses_are_fetched_once(demo, tmp_path, monkeypatch):
+    """Every ten steps, and each only once: not all since the last evaluation anew."""
+    fetched = []
+    original = training.Training.fetch_losses
+
+    def watch(self):
+        fetched.append(len(self.pending))
+        original(self)
+
+    monkeypatch.setattr(training.Training, "fetch_losses", watch)
+    more = "--train_batch_size", "1", "--num_train_epochs", "2"
+    train.main(flags(demo, tmp_path / "a", *more))
+    assert fetched == [10, 6, 4, 10, 2]  # 16 documents an epoch
+    assert len([*(tmp_path / "a").glob("metrics.jsonl")]) == 1
+
+
+def test_a_loss_that_is_no_number_ends_the_run(demo, tmp_path, monkeypatch):
+    original = training.train_step
+    steps = []
+
+    def broken(*args):
+        steps.append(1)
+        return original(*args) * (float("nan") if len(steps) == 3 else 1)
+
+    monkeypatch.setattr(training, "train_step", broken)
+    with pytest.raises(InputError, match="the loss is nan at step 3: try a smaller"):
+        train.main(flags(demo, tmp_path / "a"))
+
+
+def test_one_state_an_epoch(demo, tmp_path, monkeypatch):
+    saved = []
+    original = resume.save_state
+
+    def watch(folder, step, content):
+        saved.append(step)
+        original(folder, step, content)
+
+    monkeypatch.setattr(resume, "save_state", watch)
+    train.main(flags(demo, tmp_path / "a", "--num_train_epochs", "3"))
+    assert saved == [4, 8, 12]
+
+
+def test_fp16_and_the_way_of_a_gpu_run_on_a_cpu(demo, tmp_path):
+    more = "--precision", "fp16", "--cpu_kernels", "off", "--num_train_epochs", "1"
+    train.main(flags(demo, tmp_path / "a", *more))
+    args = read(tmp_path / "a/results.json")["args"]
+    assert (args["precision"], args["cpu_kernels"]) == ("fp16", "off")
+
+
+@pytest.mark.parametrize(("count", "number"), [(0, 0), (1, 1), (2, 3)])
+def test_a_process_without_a_gpu_says_so(monkeypatch, count, number):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setenv("LOCAL_RANK", str(number))
+    with pytest.raises(InputError, match=f"process {number} of this machine has no GPU.* {count};"):
+        distributed.gpu()
+
+
+def test_each_process_has_its_gpu(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for number in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        assert distributed.gpu() == f"cuda:{number}"
+    assert chosen == [0, 1]
+
+
+def test_a_process_that_hangs_is_given_up_within_the_hour(monkeypatch):
+    found = []
+
+    def connect(backend, timeout, **more):
+        found.append(timeout.total_seconds())
+        raise RuntimeError("as far as this test goes")
+
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda address: iter([(None, 0, 2)]))
+    monkeypatch.setattr(distributed.dist, "init_process_group", connect)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="as far as this test goes"):
+        train.main(["--data_dir", "nowhere"])
+    assert 600 <= found[0] <= 3600  # reading train_distant.json takes minutes
+
+
+def test_a_users_own_determinism_is_left_alone(demo, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(train, "make_deterministic", lambda: called.append(1))
+    train.main(flags(demo, tmp_path / "a", "--num_train_epochs", "1"))
+    assert called == [1]  # on a CPU, always
