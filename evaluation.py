@@ -2,22 +2,25 @@
 
 As a library: `evaluate(predictions, truth, train)` and `count_patterns(logits, labels)`.
 As a command: `python evaluation.py --pred predictions.json --truth dev_revised.json
---train train_revised.json [--output scores.json]`.
+--train train_revised.json [--rel2id rel2id.json] [--output scores.json]`.
 
 A prediction is {"title", "h_idx", "t_idx", "r"} as in a DocRED submission ("evidence" is optional).
 All scores lie in [0, 1].
 """
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 from files import (
+    META_DIR,
     InputError,
     OneLineParser,
     iter_documents,
     read_documents,
     read_predictions,
+    relation_ids,
     run_main,
     write_json,
 )
@@ -39,11 +42,12 @@ def named_facts(documents):
     return facts
 
 
-def known_facts(path, truth):
+def known_facts(path, truth, rel2id=None):
     """The facts by name of a training file of any size, as far as the documents of `truth` have
-    them too: all that their Ign scores ask for."""
+    them too: all that their Ign scores ask for. rel2id: see `files.iter_documents`, which also says
+    what is refused."""
     wanted, found = named_facts(truth), set()
-    for document in iter_documents(path, unique_titles=False):
+    for document in iter_documents(path, rel2id, unique_titles=False):
         found |= named_facts([document]) & wanted
     return found
 
@@ -370,13 +374,17 @@ def main(argv=None):
     parser.add_argument("--truth", required=True, help="documents with labels")
     parser.add_argument("--train", help="training documents, whose facts Ign F1 leaves out")
     parser.add_argument("--distant", help="distant training documents, for ign_f1_distant")
+    parser.add_argument(
+        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
+    )
     parser.add_argument("--logits", help="a run's logits of these documents (.npz): adds patterns")
     parser.add_argument("--output", help="write the scores as JSON to this file")
     args = parser.parse_args(argv)
-    truth = read_documents(args.truth)
-    predictions = read_predictions(args.pred, truth)
-    train = known_facts(args.train, truth) if args.train else ()
-    distant = known_facts(args.distant, truth) if args.distant else ()
+    rel2id = relation_ids(args.rel2id)
+    truth = read_documents(args.truth, rel2id)
+    predictions = read_predictions(args.pred, truth, rel2id)
+    train = known_facts(args.train, truth, rel2id) if args.train else ()
+    distant = known_facts(args.distant, truth, rel2id) if args.distant else ()
     scores = evaluate(predictions, truth, train, distant)
     if args.logits:
         scores |= count_patterns(**read_logits(args.logits))

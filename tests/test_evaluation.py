@@ -1,5 +1,6 @@
 """Scores against slow, separate code; and the command."""
 
+import copy
 import json
 import random
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, make_document
 
-from evaluation import PATTERNS, count_patterns, evaluate, prediction_patterns
+from evaluation import PATTERNS, count_patterns, evaluate, main, prediction_patterns
 from files import InputError, read_predictions
 from losses import decode
 
@@ -179,6 +180,50 @@ def test_command(tmp_path, split):
     assert result.returncode == 2
     message = f"error: {paths['pred']}: prediction 0: h_idx: 9 is not one of 7 entities\n"
     assert result.stderr == message
+
+
+@pytest.fixture
+def other(split):
+    """The split in relations of another corpus: truth, train, predictions and their rel2id."""
+    names = {"P17": "CID", "P131": "GDA", "P27": "is part of", "P50": "PPI"}
+    truth, train, predictions = copy.deepcopy(split)
+    for x in [x for document in truth + train for x in document["labels"]]:
+        x["r"] = names[x["r"]]
+    predictions = [x | {"r": names[x["r"]]} for x in predictions]
+    rel2id = {"none": 0} | {name: i for i, name in enumerate(names.values(), 1)}
+    return truth, train, predictions, rel2id
+
+
+def written(folder, **content):
+    """The flags of evaluation.py that name these contents, each in a file of its own."""
+    flags = []
+    for name, value in content.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+        flags += [f"--{name}", str(folder / f"{name}.json")]
+    return flags
+
+
+def test_command_takes_other_relations(tmp_path, other):
+    truth, train, predictions, rel2id = other
+    files = {"pred": predictions, "truth": truth, "train": train, "distant": train[:1]}
+    output = tmp_path / "out.json"
+    main([*written(tmp_path, **files, rel2id=rel2id), "--output", str(output)])
+    found, scores = json.loads(output.read_text()), evaluate(predictions, truth, train, train[:1])
+    assert found["f1"] == scores["f1"] > scores["ign_f1"] == found["ign_f1"]
+    assert found["macro_f1"] == scores["macro_f1"] > 0
+    assert found["ign_f1_distant"] == scores["ign_f1_distant"] > scores["ign_f1"]
+
+
+@pytest.mark.parametrize("name", ["pred", "truth", "train", "distant"])
+def test_only_relations_of_rel2id_are_taken(tmp_path, split, other, name):
+    """A file in DocRED's relations, among others in others."""
+    truth, train, predictions, rel2id = other
+    files = {"pred": predictions, "truth": truth, "train": train, "distant": train}
+    in_docred = dict(zip(("truth", "train", "pred"), split, strict=True))
+    files[name] = in_docred.get(name, in_docred["train"])
+    flags = written(tmp_path, **files, rel2id=rel2id)
+    with pytest.raises(InputError, match=rf"{name}\.json: .*unknown relation 'P\d+'"):
+        main(flags)
 
 
 @pytest.mark.parametrize("content,message", [
