@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import distributed
-from evaluation import gold_facts, named_facts
+from evaluation import count_relations, frequent_relations, gold_facts, named_facts
 from files import InputError, iter_documents, read_documents, sha256_of
 from prepro import FeatureFile, docred_features, write_features
 
@@ -23,7 +23,8 @@ class Data:
     documents: split -> list, of dev and test. features: split -> what Training and Run.predict
     take: a list (`prepro.docred_features`), of train a FeatureFile; train only if `trains`.
     train_facts: the facts by name (`evaluation.named_facts`) of the training file, as far as dev or
-    test have them too, which is all that the Ign scores ask for. largest: token id.
+    test have them too, which is all that the Ign scores ask for. frequent: the properties that the
+    freq scores are of. Both are known to the first process, which scores. largest: token id.
 
     Raises InputError at the first fault of a file.
     """
@@ -47,13 +48,14 @@ class Data:
         )
         self.features = {split: make(documents) for split, documents in self.documents.items()}
         self.largest = max(max(x["input_ids"]) for part in self.features.values() for x in part)
-        self.train_facts, self.train_counts = set(), Counter()
+        self.train_facts, self.train_size, self.train_relations = set(), 0, Counter()
         if trains:
             self.features["train"] = self.write_train_features(make)
             self.largest = max(self.largest, self.features["train"].largest)
         elif distributed.is_first():
             for _ in self.pass_train():
                 pass
+        self.frequent = frequent_relations(self.train_relations, rel2id)
 
     def pass_train(self):
         """The training documents, one at a time, as they are read, validated and counted."""
@@ -62,8 +64,8 @@ class Data:
         hidden = distributed.hides_bars()
         for x in tqdm(documents, desc="train file", unit="doc", leave=False, disable=hidden):
             self.train_facts |= named_facts([x]) & wanted
-            self.train_counts["documents"] += 1
-            self.train_counts["triples"] += len(gold_facts([x]))
+            self.train_size += 1
+            self.train_relations.update(count_relations([x]))
             yield x
 
     def write_train_features(self, make):
@@ -101,7 +103,8 @@ class Data:
             split: {"documents": len(documents), "triples": len(gold_facts(documents))}
             for split, documents in self.documents.items()
         }
-        counts["train"] = dict(self.train_counts)
+        triples = self.train_relations.total()
+        counts["train"] = {"documents": self.train_size, "triples": triples}
         return {
             split: {"file": path.name, "sha256": sha256_of(path)} | counts[split]
             for split, path in self.paths.items()

@@ -2,27 +2,31 @@
 
 As a library: `evaluate(predictions, truth, train)` and `count_patterns(logits, labels)`.
 As a command: `python evaluation.py --pred predictions.json --truth dev_revised.json
---train train_revised.json [--output scores.json]`.
+--train train_revised.json [--rel2id rel2id.json] [--output scores.json]`.
 
 A prediction is {"title", "h_idx", "t_idx", "r"} as in a DocRED submission ("evidence" is optional).
 All scores lie in [0, 1].
 """
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 from files import (
+    META_DIR,
     InputError,
     OneLineParser,
     iter_documents,
     read_documents,
     read_predictions,
+    relation_ids,
     run_main,
     write_json,
 )
 
-# The ten relations with most facts in DocRED's training set; the rest are the long tail.
+# The ten relations with most facts in DocRED's training set; the rest are the long tail. They are
+# named, not counted: in a part of the corpus other ten may lead.
 FREQUENT = frozenset("P17 P131 P27 P150 P175 P577 P463 P527 P495 P361".split())
 
 
@@ -39,13 +43,15 @@ def named_facts(documents):
     return facts
 
 
-def known_facts(path, truth):
-    """The facts by name of a training file of any size, as far as the documents of `truth` have
-    them too: all that their Ign scores ask for."""
-    wanted, found = named_facts(truth), set()
-    for document in iter_documents(path, unique_titles=False):
+def known_facts(path, truth, rel2id=None):
+    """What the scores of `truth` ask of a training file of any size, read in passing: its facts by
+    name, as far as `truth` has them too, and its facts of every relation (`count_relations`).
+    rel2id: see `files.iter_documents`, which also says what is refused."""
+    wanted, found, counts = named_facts(truth), set(), Counter()
+    for document in iter_documents(path, rel2id, unique_titles=False):
         found |= named_facts([document]) & wanted
-    return found
+        counts.update(count_relations([document]))
+    return found, counts
 
 
 def gold_facts(documents):
@@ -57,6 +63,24 @@ def gold_facts(documents):
     }
 
 
+def count_relations(documents):
+    """How many facts of every relation the documents have: a Counter, property -> number."""
+    return Counter(r for document in documents for *_, r in gold_facts([document]))
+
+
+def frequent_relations(counts, rel2id):
+    """The relations that the freq scores are of, a set of properties; the rest are the long tail.
+
+    DocRED's ten, whatever is counted, where rel2id (property -> class id) has all of them. Else the
+    ten with most facts in `counts` (see `count_relations`), of equally many the first by name: to
+    be counted in the training file or, where there is none, in the truth. Where no more than ten
+    have facts, all of these are frequent.
+    """
+    if FREQUENT <= rel2id.keys():
+        return FREQUENT
+    return frozenset(sorted(counts, key=lambda r: (-counts[r], r))[:10])
+
+
 def _f1(precision, recall):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
@@ -65,12 +89,14 @@ def _ratio(part, whole):
     return part / whole if whole else 0.0
 
 
-def evaluate(predictions, truth, train=(), distant=()):
+def evaluate(predictions, truth, train=(), distant=(), frequent=FREQUENT):
     """All scores of a submission, a dict.
 
     predictions: list of dicts in submission format; duplicates count once; those of a title that
     is not in `truth` count as predicted. truth: documents with labels. train, distant: the
-    documents whose facts the Ign scores leave out, or what `named_facts` made of them.
+    documents whose facts the Ign scores leave out, or what `named_facts` made of them. frequent:
+    the properties that the freq scores are of; for relations other than DocRED's give what
+    `frequent_relations` returns.
     """
     train = train if isinstance(train, (set, frozenset)) else named_facts(train)
     distant = distant if isinstance(distant, (set, frozenset)) else named_facts(distant)
@@ -89,7 +115,7 @@ def evaluate(predictions, truth, train=(), distant=()):
     scores["ign_f1"] = _ign_f1(len(correct), len(submitted), len(gold), len(in_train))
     scores["ign_f1_distant"] = _ign_f1(len(correct), len(submitted), len(gold), len(in_distant))
     scores |= _evidence(submitted, gold, documents)
-    scores |= _breakdowns(submitted, gold, correct, documents)
+    scores |= _breakdowns(submitted, gold, correct, documents, frequent)
     scores |= _macro(submitted, gold, correct, in_train)
     return scores
 
@@ -122,7 +148,7 @@ def _evidence(submitted, gold, documents):
     return {"evi_f1": _f1(_ratio(correct, predicted), _ratio(correct, total))}
 
 
-def _breakdowns(submitted, gold, correct, documents):
+def _breakdowns(submitted, gold, correct, documents, frequent):
     """F1 over frequent and long-tail relations, and within and across sentences. Predictions of
     unknown titles count in the former; whether they are within a sentence nobody knows."""
     sentences = {}  # (title, entity) -> the sentences of its mentions
@@ -134,12 +160,12 @@ def _breakdowns(submitted, gold, correct, documents):
         """[frequent, all, within a sentence, of known title] among the keys."""
         known = [key for key in keys if key[0] in documents]
         within = sum(not sentences[t, h].isdisjoint(sentences[t, o]) for t, h, o, _ in known)
-        return [sum(key[3] in FREQUENT for key in keys), len(keys), within, len(known)]
+        return [sum(key[3] in frequent for key in keys), len(keys), within, len(known)]
 
-    frequent, total, within, known = zip(*map(count, (correct, submitted, gold)), strict=True)
+    often, total, within, known = zip(*map(count, (correct, submitted, gold)), strict=True)
     groups = {
-        "freq": frequent,
-        "long_tail": [x - y for x, y in zip(total, frequent, strict=True)],
+        "freq": often,
+        "long_tail": [x - y for x, y in zip(total, often, strict=True)],
         "intra": within,
         "inter": [x - y for x, y in zip(known, within, strict=True)],
     }
@@ -370,19 +396,28 @@ def main(argv=None):
     parser.add_argument("--truth", required=True, help="documents with labels")
     parser.add_argument("--train", help="training documents, whose facts Ign F1 leaves out")
     parser.add_argument("--distant", help="distant training documents, for ign_f1_distant")
+    parser.add_argument(
+        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
+    )
     parser.add_argument("--logits", help="a run's logits of these documents (.npz): adds patterns")
     parser.add_argument("--output", help="write the scores as JSON to this file")
     args = parser.parse_args(argv)
-    truth = read_documents(args.truth)
-    predictions = read_predictions(args.pred, truth)
-    train = known_facts(args.train, truth) if args.train else ()
-    distant = known_facts(args.distant, truth) if args.distant else ()
-    scores = evaluate(predictions, truth, train, distant)
+    rel2id = relation_ids(args.rel2id)
+    truth = read_documents(args.truth, rel2id)
+    predictions = read_predictions(args.pred, truth, rel2id)
+    train, counts = (), count_relations(truth)
+    if args.train:
+        train, counts = known_facts(args.train, truth, rel2id)
+    distant = known_facts(args.distant, truth, rel2id)[0] if args.distant else ()
+    frequent = frequent_relations(counts, rel2id)
+    scores = evaluate(predictions, truth, train, distant, frequent)
     if args.logits:
         scores |= count_patterns(**read_logits(args.logits))
     print(format_scores(scores))
     if not args.train:
         print("no --train file: Ign F1 leaves out nothing")
+        if frequent != FREQUENT:
+            print("no --train file: frequent are the ten relations with most facts in --truth")
     if args.output:
         write_json(args.output, scores)
 

@@ -218,7 +218,9 @@ class Run:
         loss_type, data = self.args.loss_type, self.data
         predicted = decode(logits, loss_type, self.args.num_labels, shift)
         submission = to_official(predicted, data.features[split], self.rel2id)
-        scores = evaluation.evaluate(submission, data.documents[split], data.train_facts)
+        scores = evaluation.evaluate(
+            submission, data.documents[split], data.train_facts, frequent=data.frequent
+        )
         threshold = threshold_of(logits, loss_type).numpy()
         patterns = evaluation.count_patterns(logits.numpy(), labels.numpy(), threshold, shift)
         return scores | patterns, submission

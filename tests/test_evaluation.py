@@ -1,5 +1,6 @@
 """Scores against slow, separate code; and the command."""
 
+import copy
 import json
 import random
 import subprocess
@@ -8,9 +9,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_document
+from conftest import REL2ID, ROOT, make_document
 
-from evaluation import PATTERNS, count_patterns, evaluate, prediction_patterns
+from evaluation import (
+    FREQUENT,
+    PATTERNS,
+    count_patterns,
+    count_relations,
+    evaluate,
+    frequent_relations,
+    main,
+    prediction_patterns,
+)
 from files import InputError, read_predictions
 from losses import decode
 
@@ -179,6 +189,118 @@ def test_command(tmp_path, split):
     assert result.returncode == 2
     message = f"error: {paths['pred']}: prediction 0: h_idx: 9 is not one of 7 entities\n"
     assert result.stderr == message
+
+
+@pytest.fixture
+def other(split):
+    """The split in relations of another corpus: truth, train, predictions and their rel2id."""
+    names = {"P17": "CID", "P131": "GDA", "P27": "is part of", "P50": "PPI"}
+    truth, train, predictions = copy.deepcopy(split)
+    for x in [x for document in truth + train for x in document["labels"]]:
+        x["r"] = names[x["r"]]
+    predictions = [x | {"r": names[x["r"]]} for x in predictions]
+    rel2id = {"none": 0} | {name: i for i, name in enumerate(names.values(), 1)}
+    return truth, train, predictions, rel2id
+
+
+def written(folder, **content):
+    """The flags of evaluation.py that name these contents, each in a file of its own."""
+    flags = []
+    for name, value in content.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+        flags += [f"--{name}", str(folder / f"{name}.json")]
+    return flags
+
+
+def test_command_takes_other_relations(tmp_path, other):
+    truth, train, predictions, rel2id = other
+    files = {"pred": predictions, "truth": truth, "train": train, "distant": train[:1]}
+    output = tmp_path / "out.json"
+    main([*written(tmp_path, **files, rel2id=rel2id), "--output", str(output)])
+    found, scores = json.loads(output.read_text()), evaluate(predictions, truth, train, train[:1])
+    assert found["f1"] == scores["f1"] > scores["ign_f1"] == found["ign_f1"]
+    assert found["macro_f1"] == scores["macro_f1"] > 0
+    assert found["ign_f1_distant"] == scores["ign_f1_distant"] > scores["ign_f1"]
+
+
+@pytest.mark.parametrize("name", ["pred", "truth", "train", "distant"])
+def test_only_relations_of_rel2id_are_taken(tmp_path, split, other, name):
+    """A file in DocRED's relations, among others in others."""
+    truth, train, predictions, rel2id = other
+    files = {"pred": predictions, "truth": truth, "train": train, "distant": train}
+    in_docred = dict(zip(("truth", "train", "pred"), split, strict=True))
+    files[name] = in_docred.get(name, in_docred["train"])
+    flags = written(tmp_path, **files, rel2id=rel2id)
+    with pytest.raises(InputError, match=rf"{name}\.json: .*unknown relation 'P\d+'"):
+        main(flags)
+
+
+def with_facts(title, counts):
+    """A document with so many facts of every relation."""
+    document = make_document(random.Random(1), 7, title=title)
+    pairs = [(h, t) for h in range(7) for t in range(7) if h != t]
+    document["labels"] = [
+        {"h": h, "t": t, "r": r} for r, count in counts.items() for h, t in pairs[:count]
+    ]
+    return document
+
+
+@pytest.fixture
+def twelve():
+    """Truth, training documents and predictions of twelve relations, and their rel2id. In training
+    R9, R10 and R11 have equally many facts; in the truth R0 and R1 have the fewest."""
+    names = [f"R{i}" for i in range(12)]
+    train = [
+        with_facts(f"Train {i}", {r: max(20 - j, 11) for j, r in enumerate(names)})
+        for i in range(2)
+    ]
+    train[1]["labels"] += train[1]["labels"][-1:] * 30  # one fact, however often it is said
+    truth = [with_facts("Doc", {r: i + 1 for i, r in enumerate(names)})]
+    kept = [x for i, x in enumerate(truth[0]["labels"]) if i % 3] + [{"h": 6, "t": 5, "r": "R0"}]
+    predictions = [{"title": "Doc", "h_idx": x["h"], "t_idx": x["t"], "r": x["r"]} for x in kept]
+    return truth, train, predictions, {r: i for i, r in enumerate(["none", *names])}
+
+
+def assert_frequent(scores, frequent, truth, predictions):
+    """freq and long-tail scores against counting by hand."""
+    gold = [("Doc", x["h"], x["t"], x["r"]) for x in truth[0]["labels"]]
+    submitted = [tuple(x.values()) for x in predictions]
+    for name, wanted in ("freq", True), ("long_tail", False):
+        ours = [x for x in submitted if (x[3] in frequent) == wanted]
+        right = sum(x in gold for x in ours)
+        p = right / len(ours)
+        r = right / sum((x[3] in frequent) == wanted for x in gold)
+        found = [scores[f"{name}_{x}"] for x in ("p", "r", "f1")]
+        assert found == pytest.approx([p, r, f1_of(p, r)])
+        assert 0 < p and 0 < r < 1
+
+
+def test_frequent_relations_of_another_corpus(tmp_path, twelve, capsys):
+    """The ten with most facts in the training file, R10 before R11 and R9; without one, in the
+    truth. As a library and as a command."""
+    truth, train, predictions, rel2id = twelve
+    of_train = {"R10", *(f"R{i}" for i in range(9))}
+    of_truth = {f"R{i}" for i in range(2, 12)}
+    files = written(tmp_path, pred=predictions, truth=truth, rel2id=rel2id)
+    files += ["--output", str(tmp_path / "out.json")]
+    for given, frequent in (train, of_train), ((), of_truth):
+        counts = count_relations(given or truth)
+        assert frequent_relations(counts, rel2id) == frequent
+        scores = evaluate(predictions, truth, given, frequent=frequent)
+        assert_frequent(scores, frequent, truth, predictions)
+        main([*files, *(written(tmp_path, train=given) if given else [])])
+        assert json.loads((tmp_path / "out.json").read_text()) == pytest.approx(scores)
+        note = "frequent are the ten relations with most facts in --truth"
+        assert (note in capsys.readouterr().out) == (not given)
+
+
+def test_frequent_relations_of_docred_are_its_ten():
+    """Whatever a training file has, also with relations more."""
+    counts = {"P50": 9, "X1": 8}
+    for rel2id in REL2ID, REL2ID | {"X1": 97}:
+        assert frequent_relations(counts, rel2id) == FREQUENT
+    nine = {r: i for r, i in REL2ID.items() if r != "P361"}
+    assert frequent_relations(counts, nine) == {"P50", "X1"}
 
 
 @pytest.mark.parametrize("content,message", [
