@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, shared, small_model
+from conftest import ROOT, small_model
 
 from checkpoint import load_tokenizer
 from files import InputError, read_documents
@@ -17,7 +17,7 @@ import export_onnx  # noqa: E402
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
-def test_onnx_gives_the_models_logits(tmp_path, model_type):
+def test_onnx_gives_the_models_logits(tmp_path, committed_golden, model_type):
     """Also on real features, which the script's own check does not see."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
@@ -25,8 +25,8 @@ def test_onnx_gives_the_models_logits(tmp_path, model_type):
     path = tmp_path / "model.onnx"
     assert 0 < export_onnx.export(model, path) < 1e-4
     session = onnxruntime.InferenceSession(path)
-    tokenizer = load_tokenizer(shared("golden/tokenizer"))
-    documents = read_documents(shared("golden/documents.json"))
+    tokenizer = load_tokenizer(committed_golden / "tokenizer")
+    documents = read_documents(committed_golden / "documents.json")
     features = [f for f in docred_features(documents, tokenizer) if len(f["input_ids"]) <= 512]
     assert len({len(f["entity_pos"]) for f in features}) > 2
     for feature in features:
