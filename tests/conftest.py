@@ -41,6 +41,16 @@ def shared(name):
     return path
 
 
+NO_TEST = pytest.fail.Exception, pytest.skip.Exception
+
+
+def lacking(what):
+    """Skips the test for want of what can be installed; where CI is set, which does, it fails."""
+    if os.environ.get("CI"):
+        pytest.fail(f"needs {what}, which .ci/run was to install")
+    pytest.skip(f"needs {what}")
+
+
 @pytest.fixture(scope="session")
 def committed_golden(tmp_path_factory):
     """tests/golden, unpacked: all golden files but the models."""
