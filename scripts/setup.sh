@@ -7,29 +7,39 @@
 ROOT="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export TOKENIZERS_PARALLELISM=false
 
-# install NAME FILE [PACKAGE ...]: once for each content of FILE
+# install NAME FILE [PACKAGE ...]: once for each content of FILE. Shows what pip says if it fails.
 install() {
-  local stamp="$ROOT/.venv/installed-$1"
+  local stamp="$ROOT/.venv/installed-$1" log="$ROOT/.venv/install-$1.log"
   cmp -s "$2" "$stamp" && return
-  echo "installing $(basename "$2") (once) ..." >&2
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "${@:3}" -r "$2" >&2
+  echo "installing $(basename "$2") into .venv (once; a minute or a few) ..." >&2
+  if ! "$PYTHON" -m pip install --disable-pip-version-check --progress-bar off \
+    "${@:3}" -r "$2" >"$log" 2>&1; then
+    cat "$log" >&2
+    echo "error: pip could not install $(basename "$2"); what it said is above and in $log" >&2
+    exit 2
+  fi
   cp "$2" "$stamp"
 }
 
 if [[ -z "${PYTHON:-}" ]]; then
   PYTHON="$ROOT/.venv/bin/python"
-  if [[ ! -x "$PYTHON" ]]; then
+  unfinished="$ROOT/.venv/unfinished" # is there while the environment is made, and after a kill
+  if [[ ! -x "$PYTHON" || -e "$unfinished" ]]; then
     base="$(command -v python3 || command -v python || true)"
     if ! "${base:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
       echo "error: Python 3.10 or newer is needed; set PYTHON to one that has the requirements" >&2
       exit 2
     fi
     echo "making a virtual environment, .venv ..." >&2
-    if ! "$base" -m venv "$ROOT/.venv" >&2; then
-      rm -rf "$ROOT/.venv"
+    mkdir -p "$ROOT/.venv"
+    touch "$unfinished"
+    rm -f "$ROOT"/.venv/installed-*
+    if ! said="$("$base" -m venv "$ROOT/.venv" 2>&1)"; then
+      echo "$said" >&2
       echo "error: $base -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2
       exit 2
     fi
+    rm "$unfinished"
   fi
   # One build of torch for everybody, so that scores can be compared.
   install requirements "$ROOT/requirements.txt" "${TORCH:-torch==2.13.0}"

@@ -3,7 +3,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
-[[ "$PYTHON" != "$ROOT/.venv/bin/python" ]] || install dev requirements-dev.txt
+if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]]; then
+  install dev requirements-dev.txt
+  install onnx requirements-onnx.txt
+fi
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

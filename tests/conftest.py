@@ -1,9 +1,11 @@
-"""Shared fixtures. Real documents and golden files lie outside the repository, in SHARED_DIR
-(default: ../shared beside it); tests that need them skip where they are missing."""
+"""Shared fixtures. Real documents lie outside the repository, in SHARED_DIR (default: ../shared
+beside it); tests that need them skip where they are missing. Golden files: see golden_dir."""
 
+import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +30,6 @@ from train import load_tokenizer  # noqa: E402
 from utils import set_seed  # noqa: E402
 
 SHARED_DIR = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared"))
-GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", SHARED_DIR / "golden"))
 REL2ID = relation_ids()
 
 
@@ -40,12 +41,42 @@ def shared(name):
     return path
 
 
+NO_TEST = pytest.fail.Exception, pytest.skip.Exception
+
+
+def lacking(what):
+    """Skips the test for want of what can be installed; where CI is set, which does, it fails."""
+    if os.environ.get("CI"):
+        pytest.fail(f"needs {what}, which .ci/run was to install")
+    pytest.skip(f"needs {what}")
+
+
 @pytest.fixture(scope="session")
-def golden_dir():
-    """GOLDEN_DIR. Not there and not asked for: skip. What is missing inside of it is a failure."""
-    if not GOLDEN_DIR.exists() and "GOLDEN_DIR" not in os.environ:
-        pytest.skip("needs the golden files of SHARED_DIR, which are not here")
-    return GOLDEN_DIR
+def committed_golden(tmp_path_factory):
+    """tests/golden, unpacked: all golden files but the models."""
+    folder = tmp_path_factory.mktemp("golden") / "files"
+    shutil.copytree(ROOT / "tests/golden", folder)
+    for packed in folder.rglob("*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir(committed_golden):
+    """GOLDEN_DIR, else golden/ of SHARED_DIR, else the committed files. Nothing is optional."""
+    if "GOLDEN_DIR" in os.environ:
+        return Path(os.environ["GOLDEN_DIR"])
+    beside = SHARED_DIR / "golden"
+    return beside if beside.exists() else committed_golden
+
+
+@pytest.fixture(scope="session")
+def golden_models(golden_dir, committed_golden):
+    """golden_dir with its models; skips where only the committed files are."""
+    if golden_dir == committed_golden:
+        pytest.skip("needs golden models (too large to commit) of SHARED_DIR, which is not here")
+    return golden_dir
 
 
 @pytest.fixture(scope="session")

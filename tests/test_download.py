@@ -15,15 +15,11 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, lacking, shared
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "download_redocred.sh"
-GENUINE_DEV = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared")) / (
-    "redocred/dev_revised.json"
-)
 TRAIN, DEV, TEST = NAMES = ["train_revised.json", "dev_revised.json", "test_revised.json"]
 IDS = {
     TRAIN: "1ba485adf8e4cb789c441de2f6fe41de95690caa",
@@ -126,12 +122,11 @@ def error_line(result, name):
 
 
 def test_genuine_dev_is_installed_though_the_others_fail(server, tmp_path):
-    if not GENUINE_DEV.exists():
-        pytest.skip("no genuine dev_revised.json here; set SHARED_DIR to the folder with redocred/")
-    server.files = {DEV: GENUINE_DEV.read_bytes(), TEST: BODY}  # train 404, test changed
+    genuine = shared(f"redocred/{DEV}").read_bytes()
+    server.files = {DEV: genuine, TEST: BODY}  # train 404, test changed
     result = run(server.url, tmp_path / "data")
     assert result.returncode == 2
-    assert content(tmp_path / "data") == {DEV: GENUINE_DEV.read_bytes()}
+    assert content(tmp_path / "data") == {DEV: genuine}
     assert "404" in error_line(result, TRAIN)
     assert IDS[TEST] in error_line(result, TEST)
     last = result.stderr.splitlines()[-1]
@@ -229,7 +224,7 @@ def path_with(tmp_path, *names):
     for name in (*"bash cat cp cut dirname mkdir mktemp mv rm sed tail wc".split(), *names):
         target = sys.executable if name == "python3" else shutil.which(name)
         if target is None:
-            pytest.skip(f"no {name} here")
+            lacking(name)
         (folder / name).symlink_to(target)
     return str(folder)
 

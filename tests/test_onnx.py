@@ -1,11 +1,13 @@
-"""The ONNX graph against the model; what needs onnxruntime skips without it."""
+"""The ONNX graph against the model; what needs requirements-onnx.txt skips without it."""
 
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, shared, small_model
+from conftest import NO_TEST, ROOT, lacking, small_model
 
 from checkpoint import load_tokenizer
 from files import InputError, read_documents
@@ -16,17 +18,34 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import export_onnx  # noqa: E402
 
 
+def runtime(find=find_spec):
+    """onnxruntime, where all of requirements-onnx.txt is installed."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find(name) is None]
+    return lacking("requirements-onnx.txt") if missing else import_module("onnxruntime")
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_fails_under_ci_alone(monkeypatch, missing):
+    def find(name):
+        return None if name == missing else name
+
+    for setting, outcome in zip(("true", ""), NO_TEST, strict=True):
+        monkeypatch.setenv("CI", setting)
+        with pytest.raises(NO_TEST, match="needs requirements-onnx.txt") as raised:
+            runtime(find)
+        assert raised.type is outcome
+
+
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
-def test_onnx_gives_the_models_logits(tmp_path, model_type):
+def test_onnx_gives_the_models_logits(tmp_path, committed_golden, model_type):
     """Also on real features, which the script's own check does not see."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
-    pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
+    onnxruntime = runtime()
     model = small_model(model_type=model_type, max_position_embeddings=514)
     path = tmp_path / "model.onnx"
     assert 0 < export_onnx.export(model, path) < 1e-4
     session = onnxruntime.InferenceSession(path)
-    tokenizer = load_tokenizer(shared("golden/tokenizer"))
-    documents = read_documents(shared("golden/documents.json"))
+    tokenizer = load_tokenizer(committed_golden / "tokenizer")
+    documents = read_documents(committed_golden / "documents.json")
     features = [f for f in docred_features(documents, tokenizer) if len(f["input_ids"]) <= 512]
     assert len({len(f["entity_pos"]) for f in features}) > 2
     for feature in features:

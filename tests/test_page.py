@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import REL2ID, make_document
+from conftest import NO_TEST, REL2ID, lacking, make_document
 
 import page
 from documents import as_docred
@@ -110,14 +110,26 @@ class Browser:
         os.close(self.commands), os.close(self.answers)
 
 
+def find_browser():
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    return program or lacking("a Chromium or Chrome on the PATH, or named by CHROMIUM")
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("needs a Chromium or Chrome on the PATH, or named by CHROMIUM")
-    browser = Browser(program, tmp_path_factory.mktemp("browser"))
+    browser = Browser(find_browser(), tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
+
+
+def test_a_missing_browser_fails_under_ci_alone(monkeypatch):
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    monkeypatch.setenv("PATH", "")
+    for setting, outcome in zip(("true", ""), NO_TEST, strict=True):
+        monkeypatch.setenv("CI", setting)
+        with pytest.raises(NO_TEST, match="needs a Chromium") as raised:
+            find_browser()
+        assert raised.type is outcome
 
 
 def fact(head, tail, relation, score, **more):

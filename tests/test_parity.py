@@ -1,6 +1,7 @@
-"""Everything in GOLDEN_DIR (made by the authors' released code) against this project.
+"""All golden files (made by the authors' released code) against this project.
 
 Another directory of the same layout is checked with GOLDEN_DIR=<dir>. Nothing in it is optional.
+The committed files, tests/golden, have no models.
 """
 
 from functools import partial
@@ -8,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import read
+from conftest import read, shared
 
 from checkpoint import build_encoder, load_weights, transformer_type
 from evaluation import count_patterns, evaluate
@@ -25,9 +26,9 @@ def golden_loss(name):
     return get_loss(name.removesuffix("_separate"), hinge_norm="separate")
 
 
-def build(golden_dir, folder, dropout=None):
+def build(golden_models, folder, dropout=None):
     """The model of a golden folder, in eval mode, and the folder's configuration."""
-    config = read(golden_dir / folder / "config.json")
+    config = read(golden_models / folder / "config.json")
     sizes = {"model_type": config["transformer_type"], **config["encoder"]}
     if dropout is not None:
         sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
@@ -35,13 +36,23 @@ def build(golden_dir, folder, dropout=None):
     names = "emb_size block_size unet_in_dim unet_out_dim down_dim max_height".split()
     backbone = BACKBONES[folder.rsplit("_", 1)[0]]
     model = backbone(encoder, **{name: config[name] for name in names if name in config})
-    load_weights(model, golden_dir / folder / "state_dict.safetensors")
+    load_weights(model, golden_models / folder / "state_dict.safetensors")
     return model.eval(), config
 
 
 def batch_of(features, tokenizer, encoder):
     tokens = special_tokens(tokenizer, transformer_type(encoder.config))
     return collate(features, (*tokens, tokenizer.pad_token_id))
+
+
+def test_committed_files_are_those_of_the_whole_set(committed_golden):
+    """Of the two only one is read by the other tests."""
+    whole = shared("golden")
+    files = [x.relative_to(committed_golden) for x in committed_golden.rglob("*.*") if x.is_file()]
+    names = [x for x in files if x.suffix != ".md"]
+    assert len(names) == 11
+    for name in names:
+        assert (committed_golden / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_features(golden_dir, golden_features):
@@ -79,10 +90,10 @@ def test_decoding(golden_dir, name):
 
 
 @pytest.mark.parametrize("folder", ["atlop_bert", "atlop_roberta", "docunet_bert", "kd_docre_bert"])
-def test_logits(golden_dir, golden_features, golden_tokenizer, folder):
-    model, config = build(golden_dir, folder)
+def test_logits(golden_models, golden_features, golden_tokenizer, folder):
+    model, config = build(golden_models, folder)
     features = [golden_features[title] for title in config["titles"]]
-    golden = np.load(golden_dir / folder / "logits.npz")
+    golden = np.load(golden_models / folder / "logits.npz")
     batch = batch_of(features, golden_tokenizer, model.model)
     batch.pop("labels")
     with torch.no_grad():
@@ -94,10 +105,10 @@ def test_logits(golden_dir, golden_features, golden_tokenizer, folder):
 
 
 @pytest.mark.parametrize("name", ["HingeABL_separate", "ATL"])
-def test_training_trajectory(golden_dir, golden_features, golden_tokenizer, name):
-    golden = read(golden_dir / "trajectory.json")
+def test_training_trajectory(golden_models, golden_features, golden_tokenizer, name):
+    golden = read(golden_models / "trajectory.json")
     folder = golden["weights"].split("/")[0]
-    model, _ = build(golden_dir, folder, dropout=golden["dropout"])
+    model, _ = build(golden_models, folder, dropout=golden["dropout"])
     optimizer = make_optimizer(
         model.train(), golden["learning_rate"], golden["classifier_lr"], golden["adam_epsilon"]
     )

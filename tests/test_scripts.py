@@ -28,6 +28,101 @@ print("saves logits:", "--save_logits" in sys.argv, "tunes:", "--tune_threshold"
 """
 
 
+FAKE_PYTHON = """#!/usr/bin/env bash
+# Stands for python: venv makes a folder with this file, pip prints what the real one may.
+echo "$*" >>"$CALLS"
+case "$1 $2" in
+  "-m venv")
+    mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
+    [[ "$FAULT" != killed ]] || kill -9 0
+    echo "venv speaks"; [[ "$FAULT" != venv ]] ;;
+  "-m pip")
+    echo "WARNING: a mirror is ignored"; echo "WARNING: root runs pip" >&2; [[ "$FAULT" != pip ]] ;;
+esac
+"""
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """Runs one of the scripts where no environment is; gives the result and python's calls."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "repo/scripts")
+    for file in ROOT.glob("requirements*.txt"):
+        shutil.copy(file, tmp_path / "repo")
+    (tmp_path / "repo/scripts/run.sh").write_text(
+        "set -euo pipefail\nsource scripts/setup.sh\necho ran"
+    )
+    (tmp_path / "bin").mkdir()
+    python, calls = tmp_path / "bin/python3", tmp_path / "calls"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    path = f"{python.parent}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "PYTHON": "", "TORCH": "", "CALLS": str(calls)}
+
+    def start(fault="", name="run.sh"):
+        calls.write_text("")
+        result = subprocess.run(
+            ["bash", f"scripts/{name}"],
+            cwd=tmp_path / "repo", env=env | {"FAULT": fault}, capture_output=True, text=True,
+            start_new_session=True,  # a killed one takes nothing else along
+        )  # fmt: skip
+        modules = [x for x in calls.read_text().splitlines() if x.startswith("-m")]
+        return result, [x.split()[1] for x in modules], modules
+
+    return start
+
+
+MADE = "making a virtual environment, .venv ..."
+INSTALLED = "installing requirements.txt into .venv (once; a minute or a few) ..."
+
+
+def test_setup_says_a_line_for_each_step(fresh):
+    result, steps, calls = fresh()
+    assert result.returncode == 0 and result.stdout == "ran\n"
+    assert result.stderr.splitlines() == [MADE, INSTALLED]
+    assert steps == ["venv", "pip"] and " torch==2.13.0 " in calls[1]
+    result, steps, _ = fresh()
+    assert (result.stdout, result.stderr, steps) == ("ran\n", "", [])
+
+
+def test_tests_install_what_they_need(fresh):
+    result, steps, calls = fresh(name="test.sh")
+    assert result.returncode == 0 and "WARNING" not in result.stdout + result.stderr
+    assert steps == ["venv", "pip", "pip", "pip", "ruff", "ruff", "pytest"]
+    assert calls[2].endswith("-r requirements-dev.txt")
+    assert calls[3].endswith("-r requirements-onnx.txt")
+    _, steps, _ = fresh(name="test.sh")
+    assert steps == ["ruff", "ruff", "pytest"]
+
+
+def test_a_failed_installation_shows_all_and_is_done_again(fresh):
+    for expected in (["venv", "pip"], ["pip"]):
+        result, steps, _ = fresh("pip")
+        assert result.returncode == 2 and result.stdout == "" and steps == expected
+        said = result.stderr.splitlines()[-3:]
+        assert said[:2] == ["WARNING: a mirror is ignored", "WARNING: root runs pip"]
+        assert said[2].startswith("error: pip could not install requirements.txt; ")
+    result, steps, _ = fresh()
+    assert result.stdout == "ran\n" and result.stderr == f"{INSTALLED}\n" and steps == ["pip"]
+
+
+@pytest.mark.parametrize("fault,code", [("venv", 2), ("killed", -9)])
+def test_an_environment_cut_off_in_the_making_is_made_again(fresh, fault, code):
+    result, steps, _ = fresh(fault)
+    assert result.returncode == code and steps == ["venv"]
+    if fault == "venv":
+        assert result.stderr.splitlines()[:2] == [MADE, "venv speaks"]
+        assert "error: " in result.stderr.splitlines()[2]
+    result, steps, _ = fresh()
+    assert result.stdout == "ran\n" and steps == ["venv", "pip"]
+
+
+def test_an_environment_whose_python_is_gone_is_installed_anew(fresh, tmp_path):
+    fresh()
+    (tmp_path / "repo/.venv/bin/python").unlink()
+    result, steps, _ = fresh()
+    assert result.stdout == "ran\n" and steps == ["venv", "pip"]
+
+
 def test_run_table3(data, tmp_path):
     run = test_report.write_run(tmp_path / "finished", data, "ATL", 1, logits=False)
     template = str(run / "results.json")

@@ -37,8 +37,8 @@ KINDS = ["bert", "roberta", "electra"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(shared("golden/tokenizer"))
+def tokenizer(committed_golden):
+    return load_tokenizer(committed_golden / "tokenizer")
 
 
 @pytest.fixture(scope="module")

@@ -114,9 +114,8 @@ def test_options_run(demo, tmp_path, more):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_overfits_real_documents(tmp_path, backbone):
+def test_overfits_real_documents(tmp_path, committed_golden, backbone):
     """8 real documents, a small encoder with random weights: F1 above 95 on themselves."""
-    tokenizer = shared("golden/tokenizer")
     documents = read(shared("redocred-mini/train_revised.json"))
     documents = sorted(documents, key=lambda d: len(d["vertexSet"]))[60:68]
     assert sum(len(d["labels"]) for d in documents) > 150
@@ -126,7 +125,7 @@ def test_overfits_real_documents(tmp_path, backbone):
     encoder = tmp_path / "encoder"
     set_seed(0)
     small_encoder(hidden_size=64, intermediate_size=128).save_pretrained(encoder)
-    for file in tokenizer.iterdir():
+    for file in (committed_golden / "tokenizer").iterdir():
         shutil.copy(file, encoder)
     rates = ["--learning_rate", "2e-3", "--classifier_lr", "2e-3", "--emb_size", "128"]
     unet = ["--down_dim", "32", "--unet_out_dim", "64"]
