@@ -79,7 +79,7 @@ def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
     dropped. by_length: sorted by length within every 16 groups, then the groups shuffled again."""
 
     def cut(items, size):
-        return [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
+        return [items[i : i + size] for i in range(0, len(items), size)]
 
     order = torch.randperm(len(lengths), generator=generator).tolist()
     size = batch_size * accumulation

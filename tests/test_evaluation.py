@@ -19,6 +19,7 @@ from evaluation import (
     evaluate,
     frequent_relations,
     main,
+    named_facts,
     prediction_patterns,
 )
 from files import InputError, read_predictions
@@ -114,6 +115,23 @@ def test_breakdowns_add_up(split):
     correct = scores["recall"] * gold
     parts = scores["intra_r"] * within + scores["inter_r"] * (gold - within)
     assert parts == pytest.approx(correct)
+
+
+def test_facts_of_distant_documents_are_left_out_apart(split):
+    truth, train, predictions = split
+    alone, swapped = evaluate(predictions, truth, train), evaluate(predictions, truth, (), train)
+    assert swapped["ign_f1_distant"] == alone["ign_f1"] != swapped["ign_f1"]
+    named = named_facts(train)
+    assert evaluate(predictions, truth, named, named)["ign_f1_distant"] == alone["ign_f1"]
+
+
+def test_of_two_equal_predictions_the_first_counts(split):
+    truth = split[0]
+    label = truth[0]["labels"][0]
+    one = {"title": truth[0]["title"], "h_idx": label["h"], "t_idx": label["t"], "r": label["r"]}
+    first, second = (one | {"evidence": [sentence]} for sentence in (0, 1))
+    assert evaluate([first, second], truth)["evi_f1"] == evaluate([first], truth)["evi_f1"] > 0
+    assert evaluate([second, first], truth)["evi_f1"] == evaluate([second], truth)["evi_f1"] == 0
 
 
 def test_nothing_predicted_and_everything_right(split):

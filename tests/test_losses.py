@@ -171,4 +171,4 @@ def test_decode_against_slow_version(loss_type):
             kept = [r for r in ranked if s[r] > threshold and r > 0]
             expected = torch.zeros(12, dtype=torch.float64)
             expected[kept or [0]] = 1
-            assert torch.equal(predicted, expected)
+            assert torch.equal(predicted, expected) and predicted.dtype == torch.float64

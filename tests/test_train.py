@@ -166,6 +166,8 @@ def test_epoch_groups(by_length):
         assert len(set(used)) == len(used) == 96
     spread = [max(x) - min(x) for x in ([lengths[i] for i in g[0]] for g in epochs[0])]
     assert (sum(spread) / 12 < 8) == by_length
+    longest = [max(lengths[i] for i in group[0]) for group in epochs[0]]
+    assert longest != sorted(longest)  # groups of like length come in any order
 
 
 BAD_RUNS = {

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import make_document, read, small_model
-from test_train import flags
+from test_train import flags, without_times
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import distributed
@@ -243,6 +243,22 @@ def test_losses_are_fetched_once(demo, tmp_path, monkeypatch):
     train.main(flags(demo, tmp_path / "a", *more))
     assert fetched == [10, 6, 4, 10, 2]  # 16 documents an epoch
     assert len([*(tmp_path / "a").glob("metrics.jsonl")]) == 1
+
+
+def test_an_evaluation_records_the_steps_since_the_last(demo, tmp_path, monkeypatch):
+    losses, original = [], training.train_step
+
+    def watch(*args):
+        losses.append(original(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(training, "train_step", watch)
+    train.main(flags(demo, tmp_path / "a", "--evaluation_steps", "3"))
+    records = without_times(tmp_path / "a")
+    assert [(x["epoch"], x["step"]) for x in records] == [(1, 3), (1, 4), (2, 6), (2, 8)]
+    for first, record in zip((0, 3, 4, 6), records, strict=True):
+        steps = [x.item() for x in losses[first : record["step"]]]
+        assert record["loss"] == pytest.approx(sum(steps) / len(steps))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(demo, tmp_path, monkeypatch):
