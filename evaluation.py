@@ -405,9 +405,10 @@ def main(argv=None):
     rel2id = relation_ids(args.rel2id)
     truth = read_documents(args.truth, rel2id)
     predictions = read_predictions(args.pred, truth, rel2id)
-    train, counts = (), count_relations(truth)
     if args.train:
         train, counts = known_facts(args.train, truth, rel2id)
+    else:
+        train, counts = (), count_relations(truth)
     distant = known_facts(args.distant, truth, rel2id)[0] if args.distant else ()
     frequent = frequent_relations(counts, rel2id)
     scores = evaluate(predictions, truth, train, distant, frequent)
