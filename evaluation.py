@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import (
+from inputs.files import (
     META_DIR,
     InputError,
     OneLineParser,

@@ -1,5 +1,5 @@
-"""The models, top to bottom: encoder, localized context pooling, and three ways to classify a pair:
-ATLOP (Zhou et al., 2021), DocuNet (Zhang et al., 2021) and KD-DocRE (Tan et al., 2022a).
+"""ATLOP (Zhou et al., AAAI 2021), top to bottom: encoder windows, localized context pooling, and
+the grouped bilinear layer that classifies a pair. The other backbones lie in backbones/.
 
 Shapes: B documents of at most L tokens, R mentions and E entities; W encoder windows of T tokens
 (W = B, T = L unless a document is long); P entity pairs; width d. Parameter names are the released
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encoder import at_least_float32, encode_windows, full_precision
-from hub import SharedModel
+from encoders.rows import at_least_float32, encode_windows, full_precision
+from engine.hub import SharedModel
 
 
 class DocREModel(nn.Module, SharedModel):
@@ -97,197 +97,6 @@ class ATLOP(DocREModel):
         return self.combine(self.bilinear, entities, contexts, pairs, place)
 
 
-class DocuNet(DocREModel):
-    """The contexts of all pairs are an image of entities by entities; what a U-Net makes of it is
-    the context of a pair.
-
-    An image has max_height rows and columns, its last entity repeated; that of a document with
-    more entities has a row and a column for each (the released code fails there). Its own loss is
-    balanced softmax.
-    """
-
-    def __init__(
-        self,
-        encoder,
-        num_class=97,
-        emb_size=768,
-        block_size=64,
-        max_height=42,
-        unet_in_dim=3,
-        unet_out_dim=256,
-        down_dim=256,
-    ):
-        unet = {"unet_in_dim": unet_in_dim, "unet_out_dim": unet_out_dim, "down_dim": down_dim}
-        sizes = {"num_class": num_class, "max_height": max_height} | unet
-        super().__init__(encoder, emb_size, block_size, unet_out_dim, **sizes)
-        self.bilinear = nn.Linear(emb_size * block_size, num_class)
-        self.liner = nn.Linear(encoder.config.hidden_size, unet_in_dim)  # the released code's name
-        self.segmentation_net = UNet(unet_in_dim, unet_out_dim, down_dim)
-
-    def classify(self, tokens, entities, attention, num_entities, pairs):
-        # liner(q^T H) = q^T (H W^T) + b: pooled are its 3 channels, not d. [B, E, E, 3]
-        image = context_grid(F.linear(tokens, self.liner.weight), attention) + self.liner.bias
-        largest = max(image.shape[1], self.sizes["max_height"])
-        grid = image.new_zeros(len(image), largest, largest, self.sizes["unet_out_dim"])
-        for docs, height in self.heights(num_entities, image.shape[1]):
-            index = torch.arange(height, device=image.device)
-            index = torch.minimum(index, num_entities[docs, None] - 1).clamp(min=0)  # [b, height]
-            padded = image[docs[:, None, None], index[:, :, None], index[:, None, :]]
-            output = self.segmentation_net(padded.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            grid[docs, :height, :height] = output.to(grid.dtype)
-        return self.combine(self.bilinear, entities, grid[tuple(pairs.T)], pairs, slice(None))
-
-    def heights(self, num_entities, most):
-        """(documents, height of their images): one group, unless a document is larger."""
-        usual = self.sizes["max_height"]
-        docs = torch.arange(len(num_entities), device=num_entities.device)
-        if most <= usual:
-            return [(docs, usual)]
-        height = num_entities.clamp(min=usual)
-        return [(docs[height == h], h) for h in height.unique().tolist()]
-
-
-class KDDocRE(DocREModel):
-    """The grouped bilinear form gives an embedding of each pair; pairs that share an entity attend
-    to each other. Its own loss is AFL."""
-
-    def __init__(self, encoder, num_class=97, emb_size=768, block_size=64):
-        width = encoder.config.hidden_size
-        super().__init__(encoder, emb_size, block_size, width, num_class=num_class)
-        self.projection = nn.Linear(emb_size * block_size, width, bias=False)
-        self.axial_transformer = AxialTransformer(width)
-        self.classifier = nn.Linear(width, num_class)
-
-    def classify(self, tokens, entities, attention, num_entities, pairs):
-        num_docs, most = entities.shape[:2]
-        # The grid's diagonal, an entity with itself, takes part in the attention.
-        cell = torch.arange(num_docs * most, device=pairs.device)
-        diagonal = torch.stack([cell // most, cell % most, cell % most], dim=1)
-        cells = torch.cat([pairs, diagonal])
-        # The released code normalises the sum over heads, not the mean: the same but for eps.
-        contexts = localized_contexts(tokens, attention, 1e-10 / attention.shape[2], diagonal=True)
-        place = unordered_pair(cells, most, diagonal=True)
-        embeddings = self.combine(self.projection, entities, contexts, cells, place)
-        grid = embeddings.new_zeros(num_docs, most, most, embeddings.shape[1])
-        grid[tuple(cells.T)] = embeddings
-        # At least one, for attention over nothing is not a number.
-        is_entity = torch.arange(most, device=grid.device) < num_entities[:, None].clamp(min=1)
-        grid = grid + self.axial_transformer(grid, is_entity)
-        return at_least_float32(self.classifier(grid[tuple(pairs.T)]))
-
-
-BACKBONES = {"atlop": ATLOP, "docunet": DocuNet, "kd_docre": KDDocRE}
-
-
-class UNet(nn.Module):
-    """Two steps down, two up: [B, in_dim, height, width] -> [B, out_dim, height, width]."""
-
-    def __init__(self, in_dim, out_dim, dim):
-        super().__init__()
-        self.inc = nn.ModuleDict({"conv": DoubleConv(in_dim, dim)})
-        self.down1, self.down2 = Down(dim, 2 * dim), Down(2 * dim, 2 * dim)
-        self.up1, self.up2 = Up(4 * dim, dim), Up(2 * dim, dim // 2)
-        self.outc = nn.ModuleDict({"conv": nn.Conv2d(dim // 2, out_dim, 1)})
-
-    def forward(self, image):
-        whole = self.inc["conv"](image)
-        half = self.down1(whole)
-        quarter = self.down2(half)
-        return self.outc["conv"](self.up2(self.up1(quarter, half), whole))
-
-
-class DoubleConv(nn.Module):
-    def __init__(self, in_dim, out_dim):
-        super().__init__()
-        layers = []
-        for size in (in_dim, out_dim):
-            layers += [nn.Conv2d(size, out_dim, 3, padding=1), nn.BatchNorm2d(out_dim), nn.ReLU()]
-        self.double_conv = nn.Sequential(*layers)
-
-    def forward(self, image):
-        return self.double_conv(image)
-
-
-class Down(nn.Module):
-    def __init__(self, in_dim, out_dim):
-        super().__init__()
-        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(in_dim, out_dim))
-
-    def forward(self, image):
-        return self.maxpool_conv(image)
-
-
-class Up(nn.Module):
-    """Doubles the image, pads it to the size of the skip connection and joins the two."""
-
-    def __init__(self, in_dim, out_dim):
-        super().__init__()
-        self.conv = DoubleConv(in_dim, out_dim)
-
-    def forward(self, image, skip):
-        image = F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=True)
-        rows, columns = skip.shape[2] - image.shape[2], skip.shape[3] - image.shape[3]
-        sides = columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
-        return self.conv(torch.cat([skip, F.pad(image, sides)], dim=1))
-
-
-class AxialTransformer(nn.Module):
-    """Layers x = LN(FFN(x + axial(x))) over the grid of pairs, FFN a single linear layer."""
-
-    def __init__(self, width, num_layers=6, num_heads=8):
-        super().__init__()
-        layers = range(num_layers)
-        self.axial_attns = nn.ModuleList(AxialAttention(width, num_heads) for _ in layers)
-        self.ffns = nn.ModuleList(nn.Linear(width, width) for _ in layers)
-        self.lns = nn.ModuleList(nn.LayerNorm(width) for _ in layers)
-
-    def forward(self, grid, is_entity):
-        """grid [B, E, E, d], is_entity [B, E] False where a row or column is padding."""
-        for attention, ffn, norm in zip(self.axial_attns, self.ffns, self.lns, strict=True):
-            grid = norm(ffn(grid + attention(grid, is_entity)))
-        return grid
-
-
-class AxialAttention(nn.Module):
-    """A pair attends to the pairs of its column, and to the pairs of its row; the sum of both."""
-
-    def __init__(self, width, num_heads):
-        super().__init__()
-        self.axial_attentions = nn.ModuleList(
-            nn.ModuleDict({"fn": SelfAttention(width, num_heads)}) for _ in range(2)
-        )
-
-    def forward(self, grid, is_entity):
-        over_heads, over_tails = (attention["fn"] for attention in self.axial_attentions)
-        columns = over_heads(grid.transpose(1, 2), is_entity).transpose(1, 2)
-        return columns + over_tails(grid, is_entity)
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, width, num_heads):
-        super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not a multiple of {num_heads} attention heads")
-        self.num_heads = num_heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_kv = nn.Linear(width, 2 * width, bias=False)
-        self.to_out = nn.Linear(width, width)
-
-    def forward(self, grid, is_entity):
-        """Attention within each line of the grid, [B, lines, E, d]."""
-        num_docs, num_lines, length, _ = grid.shape
-        parts = self.to_q(grid), *self.to_kv(grid).chunk(2, dim=-1)
-        q, k, v = (
-            x.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in parts
-        )
-        mask = (
-            is_entity[:, None, None, None].expand(num_docs, num_lines, 1, 1, length).flatten(0, 1)
-        )
-        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        output = output.transpose(1, 2).flatten(2).unflatten(0, (num_docs, num_lines))
-        return self.to_out(output)
-
-
 def merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask):
     """Windows [W, T] back to documents [B, L]: embeddings are averaged where windows overlap,
     attention rows are added and, of documents of several windows, renormalised."""
@@ -352,15 +161,6 @@ def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
         q = shared_attention(attention)[:, :, first, second]  # [B, L, E (E - 1) / 2]
         q = q / (q.sum(1, keepdim=True) + eps)
         return q.transpose(1, 2) @ at_least_float32(tokens)
-
-
-def context_grid(values, attention):
-    """The same of values [B, L, n] for every cell of the grid of entities: [B, E, E, n]."""
-    with full_precision(values):
-        q = shared_attention(attention).flatten(2)
-        q = q / (q.sum(1, keepdim=True) + 1e-5)
-        pooled = q.transpose(1, 2) @ at_least_float32(values)
-    return pooled.unflatten(1, (attention.shape[1], -1))
 
 
 def pair_attention(attention, pairs):

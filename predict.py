@@ -7,8 +7,9 @@
     extractor = RelationExtractor.from_pretrained("runs/demo")
     extractor({"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3}], ...]})
 
-documents.py says what is read. The whole input is checked before a model is loaded; documents are
-then read, predicted and written a window at a time, so that memory does not grow with the input.
+inputs/texts.py says what is read. The whole input is checked before a model is loaded; documents
+are then read, predicted and written a window at a time, so that memory does not grow with the
+input.
 Titles need not be unique, for there is one record for each document, in the order of the input. In
 the official format, which tells documents apart by title alone, two with one title are refused.
 """
@@ -27,11 +28,11 @@ import torch
 import transformers
 from tqdm import tqdm
 
-import page
-from checkpoint import transformer_type, window_size
-from documents import new_documents, open_input, read_new_documents, sentence_text
+from encoders.loading import transformer_type, window_size
+from engine.hub import fetch, load_shared, rel2id_of
+from engine.options import pick_device
 from evaluation import PATTERNS, prediction_patterns
-from files import (
+from inputs.files import (
     META_DIR,
     InputError,
     OneLineParser,
@@ -41,12 +42,12 @@ from files import (
     run_main,
     write_atomically,
 )
-from hub import fetch, load_shared, rel2id_of
+from inputs.texts import new_documents, open_input, read_new_documents, sentence_text
 from losses import decode, threshold_of
 from model import pair_attention
-from options import pick_device
 from prepro import docred_features
 from utils import autocast, collate, special_tokens, to_device
+from viewing import page
 
 WINDOW = 16  # batches; so many documents are in memory at once, and sorted by length
 LARGEST = 2**27  # tokens x entities^2 of a batch (4 bytes each); beyond, it holds fewer documents
@@ -55,7 +56,7 @@ MENTION_FIELDS = "name", "type", "sent_id", "pos", "start", "end"
 
 
 class RelationExtractor:
-    """Documents -> relations, with a model and what goes with it (see hub.py).
+    """Documents -> relations, with a model and what goes with it (see engine/hub.py).
 
     device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
     documents are cut there, None: what the model was trained with. Raises InputError.
@@ -268,7 +269,7 @@ def parse_args(argv=None):
     parser = OneLineParser(description="Relations in new documents.")
     add = parser.add_argument
     add("--model", required=True, help="run folder, or name on the hub")
-    add("--input", required=True, help="documents, see documents.py; -: standard input")
+    add("--input", required=True, help="documents, see inputs/texts.py; -: standard input")
     add("--output", help="file; default: standard output, -, or none with --html")
     add("--format", default="relations", choices=["relations", "official"], help="of --output")
     add("--html", help=f"write the first {page.LIMIT} documents as a page to this file")

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from files import InputError, read_documents, relation_ids
+from inputs.files import InputError, read_documents, relation_ids
 
 
 def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation import PATTERNS
-from files import (
+from inputs.files import (
     META_DIR,
     InputError,
     OneLineParser,
@@ -31,11 +31,11 @@ from files import (
 )
 from losses import LOSSES
 from prepro import entity_pairs
-from runs import find_runs, group_runs, read_curve, read_pair, read_shifts, relations_file
-from tables import data_tables, group_tables, measure, significance
+from reporting.runs import find_runs, group_runs, read_curve, read_pair, read_shifts, relations_file
+from reporting.tables import data_tables, group_tables, measure, significance
 
 try:
-    import figures
+    from reporting import figures
 except ModuleNotFoundError as error:
     if error.name != "matplotlib":
         raise

@@ -2,7 +2,7 @@
 
     python train.py --data_dir dataset/redocred --model_name_or_path bert-base-cased
 
-Several GPUs: torchrun --nproc_per_node=N train.py ... (see distributed.py).
+Several GPUs: torchrun --nproc_per_node=N train.py ... (see engine/distributed.py).
 With --load_path (a run folder, or a .pt of the released ATLOP or HingeABL code) it only evaluates.
 With --seeds it makes several runs, one after the other; with --resume an interrupted run goes on.
 The recipe is the paper's Appendix B; every number of it is a flag.
@@ -20,22 +20,15 @@ import torch
 import transformers
 from tqdm import tqdm
 
-import distributed
 import evaluation
-import resume
-from checkpoint import (
-    build_encoder,
-    load_model,
-    load_state,
-    load_tokenizer,
-    load_weights,
-    save_config,
-    sizes_of,
-    transformer_type,
-    window_size,
-)
-from data import Data
-from files import (
+from backbones import BACKBONES
+from encoders.loading import build_encoder, load_tokenizer, transformer_type, window_size
+from engine import distributed, resume
+from engine.checkpoint import load_model, load_state, load_weights, save_config, sizes_of
+from engine.data import Data
+from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
+from engine.training import Training
+from inputs.files import (
     InputError,
     relation_ids,
     remove_unfinished,
@@ -44,10 +37,7 @@ from files import (
     write_json,
 )
 from losses import decode, margins, threshold_of
-from model import BACKBONES
-from options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
 from prepro import entity_pairs
-from training import Training
 from utils import (
     autocast,
     collate,

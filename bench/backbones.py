@@ -21,11 +21,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from checkpoint import build_encoder  # noqa: E402
-from losses import get_loss  # noqa: E402
-from model import BACKBONES  # noqa: E402
-from training import make_optimizer, make_schedule, train_step  # noqa: E402
-from utils import autocast, collate, set_seed  # noqa: E402
+from backbones import BACKBONES
+from encoders.loading import build_encoder
+from engine.training import make_optimizer, make_schedule, train_step
+from losses import get_loss
+from utils import autocast, collate, set_seed
 
 
 def make_features(args):

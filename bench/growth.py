@@ -18,12 +18,12 @@ import matplotlib
 import torch
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogLocator  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-from run import forward_flops  # noqa: E402
+from run import forward_flops
 
 USUAL = {"tokens": 256, "entities": 20, "batch": 4}
 SERIES = {

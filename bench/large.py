@@ -27,9 +27,9 @@ from transformers import AutoConfig, AutoModel
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from checkpoint import load_tokenizer  # noqa: E402
-from files import read_documents, write_json  # noqa: E402
-from model import BACKBONES  # noqa: E402
+from backbones import BACKBONES
+from encoders.loading import load_tokenizer
+from inputs.files import read_documents, write_json
 
 
 def run(command, until=None):

@@ -25,18 +25,18 @@ import transformers
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-import baseline  # noqa: E402
-from backbones import make_features  # noqa: E402
+import baseline
 
-import evaluation  # noqa: E402
-from checkpoint import build_encoder, load_tokenizer  # noqa: E402
-from files import read_documents, relation_ids  # noqa: E402
-from losses import get_loss  # noqa: E402
-from model import ATLOP  # noqa: E402
-from prepro import read_docred  # noqa: E402
-from train import predict_logits  # noqa: E402
-from training import epoch_groups, make_optimizer, make_schedule, train_step  # noqa: E402
-from utils import (  # noqa: E402
+import evaluation
+from backbones import make_features
+from encoders.loading import build_encoder, load_tokenizer
+from engine.training import epoch_groups, make_optimizer, make_schedule, train_step
+from inputs.files import read_documents, relation_ids
+from losses import get_loss
+from model import ATLOP
+from prepro import read_docred
+from train import predict_logits
+from utils import (
     autocast,
     collate,
     make_deterministic,

@@ -24,17 +24,11 @@ from transformers import AutoModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from files import InputError, OneLineParser, run_main, write_atomically  # noqa: E402
-from hub import fetch, load_shared  # noqa: E402
-from model import (  # noqa: E402
-    ATLOP,
-    entity_attention,
-    entity_embeddings,
-    extract,
-    pair_attention,
-)
-from prepro import entity_pairs  # noqa: E402
-from utils import set_seed  # noqa: E402
+from engine.hub import fetch, load_shared
+from inputs.files import InputError, OneLineParser, run_main, write_atomically
+from model import ATLOP, entity_attention, entity_embeddings, extract, pair_attention
+from prepro import entity_pairs
+from utils import set_seed
 
 INPUTS = ("input_ids", "attention_mask", "mention_pos", "entity_mentions", "pairs")
 TOLERANCE = 1e-4  # of a logit

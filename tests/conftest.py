@@ -15,19 +15,22 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import pytest  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
-from tokenizers.models import WordPiece  # noqa: E402
-from tokenizers.pre_tokenizers import BertPreTokenizer  # noqa: E402
-from transformers import AutoModel, PreTrainedTokenizerFast  # noqa: E402
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import AutoModel, PreTrainedTokenizerFast
 
-from checkpoint import build_encoder, save_config, save_weights  # noqa: E402
-from files import read_documents, relation_ids, write_json  # noqa: E402
-from model import BACKBONES  # noqa: E402
-from predict import RelationExtractor  # noqa: E402
-from prepro import docred_features  # noqa: E402
-from train import load_tokenizer  # noqa: E402
-from utils import set_seed  # noqa: E402
+from backbones import BACKBONES
+from encoders.loading import (
+    build_encoder,
+    load_tokenizer,
+)
+from engine.checkpoint import save_config, save_weights
+from inputs.files import read_documents, relation_ids, write_json
+from predict import RelationExtractor
+from prepro import docred_features
+from utils import set_seed
 
 SHARED_DIR = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared"))
 REL2ID = relation_ids()

@@ -10,8 +10,8 @@ from itertools import islice, product
 
 import numpy as np
 
-from files import LONGEST, InputError
-from hub import load_shared
+from engine.hub import load_shared
+from inputs.files import LONGEST, InputError
 from predict import RelationExtractor
 
 VALUES = [

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import REL2ID, ROOT, make_document, read, shared
 
-import data
-from checkpoint import load_tokenizer
-from data import Data
+from encoders.loading import load_tokenizer
+from engine import data
+from engine.data import Data
 from evaluation import evaluate, gold_facts, known_facts, named_facts
-from files import InputError, iter_documents, read_documents, write_json
+from inputs.files import InputError, iter_documents, read_documents, write_json
 from prepro import FeatureFile, docred_features, write_features
 
 
@@ -129,7 +129,7 @@ def test_a_full_temporary_folder_is_one_line(demo, tmp_path):
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
-        "import sys, train; from files import run_main; "
+        "import sys, train; from inputs.files import run_main; "
         "run_main(lambda: train.main(sys.argv[1:]))"
     )
     arguments = ["--data_dir", demo, "--model_name_or_path", demo / "encoder"]
@@ -147,7 +147,7 @@ def test_a_full_temporary_folder_is_one_line(demo, tmp_path):
 def test_memory_does_not_grow_with_the_training_file(bert, tmp_path, monkeypatch):
     """Ten times the documents; only titles, counts and where documents start are kept."""
     monkeypatch.setattr(data, "CHUNK", 10)
-    monkeypatch.setattr("files.CHUNK", 10_000)
+    monkeypatch.setattr("inputs.files.CHUNK", 10_000)
     peaks = []
     for size in (100, 1000):
         folder = tmp_path / str(size)

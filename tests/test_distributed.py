@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from test_resume import assert_same_end
 from test_train import flags, without_times
 
-import distributed
-import resume
 import train
-from files import InputError, write_json
-from options import build_parser
+from engine import distributed, resume
+from engine.options import build_parser
+from inputs.files import InputError, write_json
 
 
 def start(*arguments, processes=2):

@@ -11,10 +11,10 @@ from conftest import REL2ID, make_document, text_with
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import documents as reading
-import files
-from documents import as_docred, read_new_documents
-from files import InputError
+from inputs import files
+from inputs import texts as reading
+from inputs.files import InputError
+from inputs.texts import as_docred, read_new_documents
 from prepro import docred_features
 
 FORMS = {
@@ -238,7 +238,7 @@ def test_every_chunk_size_and_every_cut(monkeypatch):
     values = [{"a": ['é"\\😀', -1.5e-7, True, None, {}], "b" * i: []} for i in range(4)]
     forms = [form(values) for form in FORMS.values()] + [json.dumps(values, ensure_ascii=False)]
     for size in (1, 2, 3, 7, 64, 10_000):
-        monkeypatch.setattr("files.CHUNK", size)
+        monkeypatch.setattr("inputs.files.CHUNK", size)
         for form in forms:
             read = io.StringIO(form.removeprefix("\ufeff")).read
             assert list(reading.json_values(read)) == values
@@ -274,7 +274,7 @@ def test_reading_is_lazy(form):
 
 
 def test_memory_of_reading_does_not_grow(tmp_path, monkeypatch):
-    monkeypatch.setattr("files.CHUNK", 10_000)
+    monkeypatch.setattr("inputs.files.CHUNK", 10_000)
     peaks = []
     for size in (100, 1000):
         path = tmp_path / f"{size}.json"

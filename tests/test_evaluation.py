@@ -22,7 +22,7 @@ from evaluation import (
     named_facts,
     prediction_patterns,
 )
-from files import InputError, read_predictions
+from inputs.files import InputError, read_predictions
 from losses import decode
 
 

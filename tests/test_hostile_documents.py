@@ -27,15 +27,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import evaluation
-import page
 import predict
-from data import Data
-from documents import as_docred, open_input, read_new_documents
+from engine.data import Data
 from evaluation import document_counts, evaluate, read_logits
-from files import read_documents, read_predictions, relation_ids
+from inputs.files import read_documents, read_predictions, relation_ids
+from inputs.texts import as_docred, open_input, read_new_documents
 from prepro import docred_features
 from train import to_official
 from utils import collate
+from viewing import page
 
 # --- Documents --------------------------------------------------------------------------------
 

@@ -15,9 +15,10 @@ from conftest import ROOT, read
 from hostile import BYTES, Payload, as_bytes, every_change, hostile_arrays, outcome, predicts
 
 import evaluation
-from checkpoint import build_encoder, load_state, load_tokenizer
+from encoders.loading import build_encoder, load_tokenizer
+from engine.checkpoint import load_state
+from engine.options import parse_runs
 from evaluation import read_logits
-from options import parse_runs
 
 
 def test_logits_files(tmp_path):

@@ -18,7 +18,7 @@ from test_report import write_run
 
 import evaluation
 import predict
-from files import printable, read_documents, read_predictions
+from inputs.files import printable, read_documents, read_predictions
 
 NAMES = [
     *("../../x", "/etc/passwd", "CON", "a\0b", "x" * 5000, "~", "-rf", "%s%n", "{0}", "${HOME}"),

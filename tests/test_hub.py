@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import REL2ID, make_document, read, runnable, small_model
 
-from checkpoint import load_tokenizer
-from files import InputError
-from model import ATLOP, BACKBONES, DocREModel
+from backbones import BACKBONES
+from encoders.loading import load_tokenizer
+from inputs.files import InputError
+from model import ATLOP, DocREModel
 from prepro import docred_features
 from utils import collate
 

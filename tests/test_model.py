@@ -9,18 +9,18 @@ import torch
 from conftest import eager_copy, make_document, small_encoder, small_model
 from safetensors.torch import save_file
 
-from checkpoint import (
-    build_encoder,
+from backbones import BACKBONES
+from encoders.loading import build_encoder, window_size
+from engine.checkpoint import (
     load_model,
     load_state,
     load_weights,
     save_config,
     save_weights,
     sizes_of,
-    window_size,
 )
-from files import InputError
-from model import ATLOP, BACKBONES, grouped_bilinear
+from inputs.files import InputError
+from model import ATLOP, grouped_bilinear
 from prepro import docred_features
 from utils import collate, window_starts
 

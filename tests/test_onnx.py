@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import NO_TEST, ROOT, lacking, small_model
 
-from checkpoint import load_tokenizer
-from files import InputError, read_documents
+from encoders.loading import load_tokenizer
+from inputs.files import InputError, read_documents
 from prepro import docred_features
 from utils import collate
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import export_onnx  # noqa: E402
+import export_onnx
 
 
 def runtime(find=find_spec):

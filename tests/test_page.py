@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import NO_TEST, REL2ID, lacking, make_document
 
-import page
-from documents import as_docred
+from inputs.texts import as_docred
+from viewing import page
 
 NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"
 HOSTILE = (

@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import read, shared
 
-from checkpoint import build_encoder, load_weights, transformer_type
+from backbones import BACKBONES
+from encoders.loading import build_encoder, transformer_type
+from engine.checkpoint import load_weights
+from engine.training import make_optimizer, make_schedule, train_step
 from evaluation import count_patterns, evaluate
 from losses import decode, get_loss
-from model import BACKBONES
 from prepro import entity_pairs
-from training import make_optimizer, make_schedule, train_step
 from utils import collate, special_tokens
 
 LOSS_NAMES = "ATL balance_softmax AML AFL SAT MeanSAT HingeABL_separate".split()

@@ -25,18 +25,18 @@ from conftest import (
 )
 from test_documents import FORMS, GOOD
 
-import hub
-import page
 import predict
-from documents import new_documents
+from engine import hub
 from evaluation import evaluate, prediction_patterns
-from files import InputError, read_documents, read_predictions, run_main, write_json
+from inputs.files import InputError, read_documents, read_predictions, run_main, write_json
+from inputs.texts import new_documents
 from losses import decode
 from model import localized_contexts, pair_attention
 from model import unordered_pair as place_of
 from predict import RelationExtractor, batches
 from prepro import docred_features
 from utils import collate
+from viewing import page
 
 
 @pytest.fixture(scope="session")

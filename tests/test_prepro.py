@@ -10,7 +10,7 @@ from conftest import make_document, read, shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from files import InputError, read_documents, relation_ids, write_json
+from inputs.files import InputError, read_documents, relation_ids, write_json
 from prepro import docred_features, read_docred
 
 

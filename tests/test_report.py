@@ -13,20 +13,20 @@ import torch
 from conftest import REL2ID, ROOT, read, shared
 from test_evaluation import f1_of, slow_pattern
 
-import figures
 import report
+from engine.options import build_parser
 from evaluation import (
     count_patterns,
     document_counts,
     evaluate,
     scores_of_counts,
 )
-from files import InputError, read_documents, run_main
+from inputs.files import InputError, read_documents, run_main
 from losses import decode, threshold_of
-from options import build_parser
 from prepro import entity_pairs
-from runs import find_runs, group_runs
-from tables import data_counts, data_tables
+from reporting import figures
+from reporting.runs import find_runs, group_runs
+from reporting.tables import data_counts, data_tables
 from train import to_official
 from utils import save_arrays
 

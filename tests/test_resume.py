@@ -14,10 +14,9 @@ from conftest import ROOT, read
 from safetensors.torch import load_file
 from test_train import flags, without_times
 
-import resume
 import train
-import training
-from files import InputError, remove_unfinished
+from engine import resume, training
+from inputs.files import InputError, remove_unfinished
 
 KILLS = int(os.environ.get("KILLS", 3))  # docs/reliability.md: KILLS=20
 
@@ -329,9 +328,8 @@ def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):
     """RLIMIT_FSIZE stands for the disk: files end at 100 kB."""
     code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
-    code += (
-        "import sys, train; from files import run_main; run_main(lambda: train.main(sys.argv[1:]))"
-    )
+    code += "import sys, train; from inputs.files import run_main; "
+    code += "run_main(lambda: train.main(sys.argv[1:]))"
     arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1", "--evaluation_steps", "2")
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
@@ -346,7 +344,7 @@ def test_a_kill_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_text("old")
     code = (
-        "import os, signal, sys; from files import write_atomically\n"
+        "import os, signal, sys; from inputs.files import write_atomically\n"
         "def write(temporary):\n"
         "    for name in (temporary, temporary.with_name('.tmpRBwprs')):\n"
         "        name.write_text('half')\n"

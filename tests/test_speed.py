@@ -10,28 +10,19 @@ from conftest import ROOT, shared, small_encoder
 
 sys.path.insert(0, str(ROOT / "bench"))
 
-import baseline  # noqa: E402
+import baseline
 
-import evaluation  # noqa: E402
-from checkpoint import load_tokenizer  # noqa: E402
-from encoder import (  # noqa: E402
-    Attention,
-    Dropout,
-    attend,
-    attention_rows,
-    dropout,
-    encode_windows,
-    hooked,
-    keep,
-    packed,
-)
-from files import read_documents, relation_ids  # noqa: E402
-from losses import get_loss  # noqa: E402
-from model import ATLOP  # noqa: E402
-from prepro import read_docred  # noqa: E402
-from train import to_official  # noqa: E402
-from training import epoch_groups  # noqa: E402
-from utils import collate, set_seed, special_tokens  # noqa: E402
+import evaluation
+from encoders.loading import load_tokenizer
+from encoders.packed import Attention, Dropout, attend, dropout, keep, packed
+from encoders.rows import attention_rows, encode_windows, hooked
+from engine.training import epoch_groups
+from inputs.files import read_documents, relation_ids
+from losses import get_loss
+from model import ATLOP
+from prepro import read_docred
+from train import to_official
+from utils import collate, set_seed, special_tokens
 
 KINDS = ["bert", "roberta", "electra"]
 
@@ -149,7 +140,7 @@ def test_packed_tokens_equal_transformers_forward(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cpu_takes_the_packed_way(kind, monkeypatch):
     encoder, ids, mask, mentions = inputs(kind)
-    monkeypatch.setattr("encoder.hooked", None)  # calling it would fail
+    monkeypatch.setattr("encoders.rows.hooked", None)  # calling it would fail
     hidden, rows = encode_windows(encoder, ids, mask, mentions)
     assert hidden.shape == (4, 64, 32) and rows.shape == (4, 3, 4, 64)
 
@@ -175,7 +166,7 @@ def test_attention_with_dropout_against_a_slow_version(monkeypatch):
     q, k, v = (x.detach() for x in qkv())
     lengths, heads, rate, seed = [5, 1, 17], 4, 0.4, 3
     for block in (1, 2 * 17**2, 10**6):
-        monkeypatch.setattr("encoder.BLOCK", block)
+        monkeypatch.setattr("encoders.packed.BLOCK", block)
         ours = Attention.apply(q, k, v, lengths, heads, rate, seed)
         random, start, dropped = np.random.SFC64(seed), 0, 0
         for length in lengths:

@@ -11,7 +11,7 @@ from conftest import read
 import report
 import train
 from evaluation import best_shift, evaluate, gold_facts, paired_bootstrap, shift_curve
-from files import InputError, relation_ids
+from inputs.files import InputError, relation_ids
 from losses import decode, margins
 from train import to_official
 

@@ -12,12 +12,12 @@ from conftest import REL2ID, ROOT, read, shared, small_encoder
 
 import evaluation
 import train
-from checkpoint import load_model
+from backbones import BACKBONES
+from engine.checkpoint import load_model
+from engine.training import epoch_groups, make_optimizer, make_schedule
 from evaluation import count_patterns, evaluate
-from files import InputError, read_documents
+from inputs.files import InputError, read_documents
 from losses import LOSSES
-from model import BACKBONES
-from training import epoch_groups, make_optimizer, make_schedule
 from utils import make_deterministic, set_seed
 
 

@@ -9,15 +9,13 @@ from conftest import make_document, read, small_model
 from test_train import flags, without_times
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import distributed
-import resume
 import train
-import training
-from files import InputError
+from backbones import BACKBONES
+from engine import distributed, resume, training
+from engine.training import make_optimizer, make_schedule, train_step
+from inputs.files import InputError
 from losses import get_loss
-from model import BACKBONES
 from prepro import docred_features
-from training import make_optimizer, make_schedule, train_step
 from utils import collate, special_tokens
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-import distributed
-from files import META_DIR, InputError, OneLineParser, field, read_json, reason_of
+from backbones import BACKBONES
+from engine import distributed
+from engine.resume import state_files
+from inputs.files import META_DIR, InputError, OneLineParser, field, read_json, reason_of
 from losses import LOSSES
-from model import BACKBONES
-from resume import state_files
 
 # What a saved run was made with, and is evaluated with unless the command line says otherwise.
 SAVED_WITH_MODEL = ("backbone", "loss_type", "num_labels", "num_class", "max_seq_length")

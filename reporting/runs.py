@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from backbones import BACKBONES
+from engine.options import SAVED_WITH_MODEL, build_parser
 from evaluation import PATTERNS, f1_of_counts, prediction_patterns, read_logits, shift_curve
-from files import META_DIR, InputError, field, is_number, printable, read_json, relation_ids
+from inputs.files import META_DIR, InputError, field, is_number, printable, read_json, relation_ids
 from losses import LOSSES, margins
-from model import BACKBONES
-from options import SAVED_WITH_MODEL, build_parser
 
 DEFAULTS = vars(build_parser().parse_args([]))  # of flags that an older run does not have
 

@@ -16,8 +16,8 @@ from evaluation import (
     paired_bootstrap,
     scores_of_counts,
 )
-from files import InputError, read_predictions
-from runs import RATIOS
+from inputs.files import InputError, read_predictions
+from reporting.runs import RATIOS
 
 MICRO = {"F1": ("test", "f1"), "Ign F1": ("test", "ign_f1")}
 MACRO = {"macro F1": ("test", "macro_f1"), "macro Ign F1": ("test", "macro_ign_f1")}

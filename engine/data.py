@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import distributed
+from engine import distributed
 from evaluation import count_relations, frequent_relations, gold_facts, named_facts
-from files import InputError, iter_documents, read_documents, sha256_of
+from inputs.files import InputError, iter_documents, read_documents, sha256_of
 from prepro import FeatureFile, docred_features, write_features
 
 CHUNK = 1000  # documents whose features are made together: each distinct word once

@@ -26,7 +26,7 @@ import tempfile
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
 
-from files import (
+from inputs.files import (
     CHUNK,
     InputError,
     check_document,

@@ -11,10 +11,9 @@ import torch
 import transformers
 from tqdm import tqdm
 
-import distributed
-import resume
-from checkpoint import save_weights
-from files import InputError, write_atomically
+from engine import distributed, resume
+from engine.checkpoint import save_weights
+from inputs.files import InputError, write_atomically
 from losses import get_loss
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 
-from files import InputError, reason_of, relation_ids, write_json
+from inputs.files import InputError, reason_of, relation_ids, write_json
 
 FILES = ["config.json", "model.safetensors", "rel2id.json", "tokenizer/*"]
 
@@ -36,7 +36,7 @@ class SharedModel(
     run, tokenizer, rel2id = None, None, None
 
     def _save_pretrained(self, save_directory):
-        from checkpoint import save_config, save_weights  # which imports the models, and so this
+        from engine.checkpoint import save_config, save_weights
 
         save_config(self, save_directory, **({"run": self.run} if self.run else {}))
         save_weights(self, save_directory)
@@ -100,8 +100,9 @@ def fetch(name, **options):
 def load_shared(folder):
     """The model of a run folder in eval mode, with its `rel2id` and, None where the folder lacks
     them, `run` and `tokenizer`. Raises InputError."""
-    from checkpoint import load_model, load_tokenizer
-    from options import saved_settings
+    from encoders.loading import load_tokenizer
+    from engine.checkpoint import load_model
+    from engine.options import saved_settings
 
     run = saved_settings(folder / "config.json")
     model = load_model(folder)[0]

@@ -17,7 +17,7 @@ import ujson
 
 CHUNK = 1 << 20  # characters read at once
 SPACE = re.compile(r"[ \t\n\r]*")
-META_DIR = Path(__file__).parent / "meta"
+META_DIR = Path(__file__).parent.parent / "meta"
 
 
 LONGEST = 400  # characters of a message

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
-import distributed
-from files import InputError, printable, reason_of, write_atomically
+from engine import distributed
+from inputs.files import InputError, printable, reason_of, write_atomically
 
 
 def save_state(folder, step, content):

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from encoder import has_plain_attention
-from files import InputError
+from encoders.rows import has_plain_attention
+from inputs.files import InputError
 
 
 def world_size():

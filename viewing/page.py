@@ -7,7 +7,7 @@ shown as text: no title, name or word can become markup. The page loads nothing 
 import json
 from pathlib import Path
 
-from files import write_atomically
+from inputs.files import write_atomically
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LIMIT = 50  # documents of a page, so that a browser stays quick; of further ones it says how many

@@ -1,0 +1,120 @@
+"""DocuNet (Zhang et al., IJCAI 2021): the contexts of all pairs as an image, read by a U-Net."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from encoders.rows import at_least_float32, full_precision
+from model import DocREModel, shared_attention
+
+
+class DocuNet(DocREModel):
+    """The contexts of all pairs are an image of entities by entities; what a U-Net makes of it is
+    the context of a pair.
+
+    An image has max_height rows and columns, its last entity repeated; that of a document with
+    more entities has a row and a column for each (the released code fails there). Its own loss is
+    balanced softmax.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        num_class=97,
+        emb_size=768,
+        block_size=64,
+        max_height=42,
+        unet_in_dim=3,
+        unet_out_dim=256,
+        down_dim=256,
+    ):
+        unet = {"unet_in_dim": unet_in_dim, "unet_out_dim": unet_out_dim, "down_dim": down_dim}
+        sizes = {"num_class": num_class, "max_height": max_height} | unet
+        super().__init__(encoder, emb_size, block_size, unet_out_dim, **sizes)
+        self.bilinear = nn.Linear(emb_size * block_size, num_class)
+        self.liner = nn.Linear(encoder.config.hidden_size, unet_in_dim)  # the released code's name
+        self.segmentation_net = UNet(unet_in_dim, unet_out_dim, down_dim)
+
+    def classify(self, tokens, entities, attention, num_entities, pairs):
+        # liner(q^T H) = q^T (H W^T) + b: pooled are its 3 channels, not d. [B, E, E, 3]
+        image = context_grid(F.linear(tokens, self.liner.weight), attention) + self.liner.bias
+        largest = max(image.shape[1], self.sizes["max_height"])
+        grid = image.new_zeros(len(image), largest, largest, self.sizes["unet_out_dim"])
+        for docs, height in self.heights(num_entities, image.shape[1]):
+            index = torch.arange(height, device=image.device)
+            index = torch.minimum(index, num_entities[docs, None] - 1).clamp(min=0)  # [b, height]
+            padded = image[docs[:, None, None], index[:, :, None], index[:, None, :]]
+            output = self.segmentation_net(padded.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            grid[docs, :height, :height] = output.to(grid.dtype)
+        return self.combine(self.bilinear, entities, grid[tuple(pairs.T)], pairs, slice(None))
+
+    def heights(self, num_entities, most):
+        """(documents, height of their images): one group, unless a document is larger."""
+        usual = self.sizes["max_height"]
+        docs = torch.arange(len(num_entities), device=num_entities.device)
+        if most <= usual:
+            return [(docs, usual)]
+        height = num_entities.clamp(min=usual)
+        return [(docs[height == h], h) for h in height.unique().tolist()]
+
+
+class UNet(nn.Module):
+    """Two steps down, two up: [B, in_dim, height, width] -> [B, out_dim, height, width]."""
+
+    def __init__(self, in_dim, out_dim, dim):
+        super().__init__()
+        self.inc = nn.ModuleDict({"conv": DoubleConv(in_dim, dim)})
+        self.down1, self.down2 = Down(dim, 2 * dim), Down(2 * dim, 2 * dim)
+        self.up1, self.up2 = Up(4 * dim, dim), Up(2 * dim, dim // 2)
+        self.outc = nn.ModuleDict({"conv": nn.Conv2d(dim // 2, out_dim, 1)})
+
+    def forward(self, image):
+        whole = self.inc["conv"](image)
+        half = self.down1(whole)
+        quarter = self.down2(half)
+        return self.outc["conv"](self.up2(self.up1(quarter, half), whole))
+
+
+class DoubleConv(nn.Module):
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        layers = []
+        for size in (in_dim, out_dim):
+            layers += [nn.Conv2d(size, out_dim, 3, padding=1), nn.BatchNorm2d(out_dim), nn.ReLU()]
+        self.double_conv = nn.Sequential(*layers)
+
+    def forward(self, image):
+        return self.double_conv(image)
+
+
+class Down(nn.Module):
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(in_dim, out_dim))
+
+    def forward(self, image):
+        return self.maxpool_conv(image)
+
+
+class Up(nn.Module):
+    """Doubles the image, pads it to the size of the skip connection and joins the two."""
+
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        self.conv = DoubleConv(in_dim, out_dim)
+
+    def forward(self, image, skip):
+        image = F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=True)
+        rows, columns = skip.shape[2] - image.shape[2], skip.shape[3] - image.shape[3]
+        sides = columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+        return self.conv(torch.cat([skip, F.pad(image, sides)], dim=1))
+
+
+def context_grid(values, attention):
+    """`model.localized_contexts` of values [B, L, n] for every cell of the grid of entities:
+    [B, E, E, n]."""
+    with full_precision(values):
+        q = shared_attention(attention).flatten(2)
+        q = q / (q.sum(1, keepdim=True) + 1e-5)
+        pooled = q.transpose(1, 2) @ at_least_float32(values)
+    return pooled.unflatten(1, (attention.shape[1], -1))

@@ -1,0 +1,100 @@
+"""Encoders and tokenizers as transformers has them: a name or a folder -> what the model needs."""
+
+import re
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+
+from encoders.rows import dropout_name, has_plain_attention
+from inputs.files import InputError, reason_of
+
+SMALLEST_WINDOW = 8
+# The pooler's output is never used, and older transformers saved the position ids 0, 1, 2, ...
+UNUSED = re.compile(r"(.*\.)?pooler\..*|.*position_ids")
+
+
+def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
+    """A transformers encoder that returns what localized context pooling needs.
+
+    name: hub name or folder; config_name: the same, for the configuration, None: name; a dict is
+    taken as the configuration itself. weights False draws random ones and needs no weights file.
+    attention_dropout None keeps the configuration's (0 lets a CPU train with fused attention).
+    Raises InputError, naming the encoder, if it cannot be loaded or returns no attention.
+    """
+    source = config_name or name
+    shown = source["model_type"] if isinstance(source, dict) else source
+    try:
+        if isinstance(source, dict):
+            config = AutoConfig.for_model(**source)
+        else:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if getattr(config, "is_decoder", False):
+            raise ValueError("a decoder (is_decoder), whose tokens do not see those after them")
+        if attention_dropout is not None:
+            setattr(config, dropout_name(config), attention_dropout)
+        window_size(config)
+        options = {"trust_remote_code": False}  # else one "y" at a prompt runs what a folder holds
+        if not has_plain_attention(config):
+            options["attn_implementation"] = "eager"
+        missing = []
+        if weights:
+            options["output_loading_info"] = True
+            encoder, info = AutoModel.from_pretrained(name, config=config, **options)
+            missing = [key for key in info["missing_keys"] if not UNUSED.fullmatch(key)]
+        else:
+            encoder = AutoModel.from_config(config, **options)
+    except Exception as error:  # the hub, the file formats and the models raise all kinds
+        raise InputError(f"encoder {shown}: cannot be loaded: {reason_of(error)}") from None
+    if missing:
+        raise InputError(f"encoder {shown}: its weights lack {len(missing)}, first {missing[0]}")
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # of no use here: unused parameters and time
+    if not has_plain_attention(config):
+        _check_returns_attention(encoder, shown)
+    return encoder.float()
+
+
+@torch.no_grad()
+def _check_returns_attention(encoder, name):
+    config, length = encoder.config, 8
+    attention = None
+    if not config.is_encoder_decoder:
+        try:
+            ids = torch.full((1, length), min(10, config.vocab_size - 1))
+            output = encoder(ids, torch.ones_like(ids), output_attentions=True)
+            attention = (output.attentions or [None])[-1]
+        except Exception:  # a model of images, of sound, ...
+            pass
+    if attention is None or attention.shape[2:] != (length, length):
+        raise InputError(
+            f"encoder {name}: a {config.model_type} model does not return the attention between "
+            "its tokens that localized context pooling is made of; use BERT, RoBERTa, DistilBERT, "
+            "ELECTRA, DeBERTa-v2/3 or ModernBERT"
+        )
+
+
+def load_tokenizer(name):
+    """Raises InputError if there is no such tokenizer."""
+    try:
+        try:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except ValueError:  # saved by transformers 5, read by 4: a class of another name
+            return PreTrainedTokenizerFast.from_pretrained(name)
+    except Exception as error:  # the hub and the file formats raise all kinds
+        raise InputError(f"tokenizer {name}: cannot be loaded: {reason_of(error)}") from None
+
+
+def transformer_type(config):
+    """ "roberta" or "bert": how the windows of long documents are closed."""
+    return "roberta" if config.model_type in ("roberta", "xlm-roberta", "camembert") else "bert"
+
+
+def window_size(config, largest=512):
+    """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders. Raises
+    ValueError if there is no room for a word between the special tokens."""
+    limit = getattr(config, "max_position_embeddings", None) or largest
+    if transformer_type(config) == "roberta":
+        limit -= config.pad_token_id + 1  # RoBERTa counts positions from there
+    if limit < SMALLEST_WINDOW:
+        raise ValueError(f"max_position_embeddings: windows of {limit} tokens are too small")
+    return min(limit, largest)
