@@ -9,31 +9,107 @@ codes', so that their checkpoints load as they are.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from encoders.loading import new_encoder
 from encoders.rows import at_least_float32, encode_windows, full_precision
-from engine.hub import SharedModel
+from inputs.files import relation_ids
 
 
-class DocREModel(nn.Module, SharedModel):
-    """Scores of all relations for all entity pairs of a batch of documents; the backbones' base.
+class DocREConfig(PretrainedConfig):
+    """What a model is made of; transformers saves it as config.json.
 
-    encoder: a transformers encoder, see `checkpoint.build_encoder`. emb_size: width of the head and
-    tail representations, a multiple of block_size, the width of the bilinear layer's blocks.
-    context_size: width of a pair's context. `sizes` holds what a subclass was made with.
-    `cpu_kernels`: see `encoder.encode_windows`.
+    encoder          the encoder's own configuration (as a dict: with its model_type)
+    backbone         a name of backbones.BACKBONES
+    loss_type        what it is trained with, which also says how it is decoded; margin, gamma,
+                     hinge_norm: see losses.get_loss
+    labels_per_pair  most relations of a pair, -1: no limit (--num_labels; transformers' num_labels
+                     is the number of classes)
+    max_seq_length   tokens; longer documents are cut
+    emb_size         width of the head and tail representations, a multiple of block_size, the width
+                     of the bilinear layer's blocks
+    max_height, unet_in_dim, unet_out_dim, down_dim   of DocuNet, see backbones/docunet.py
+    label2id         property -> class id, 0 the threshold class; default: meta/rel2id.json
     """
 
+    model_type = "docre"
+
+    def __init__(
+        self,
+        encoder=None,
+        backbone="atlop",
+        loss_type="ATL",
+        margin=None,
+        gamma=1.0,
+        hinge_norm="separate",
+        labels_per_pair=4,
+        max_seq_length=1024,
+        emb_size=768,
+        block_size=64,
+        max_height=42,
+        unet_in_dim=3,
+        unet_out_dim=256,
+        down_dim=256,
+        label2id=None,
+        **more,
+    ):
+        self.encoder = AutoConfig.for_model(**encoder) if isinstance(encoder, dict) else encoder
+        self.backbone = backbone
+        self.loss_type = loss_type
+        self.margin = margin
+        self.gamma = gamma
+        self.hinge_norm = hinge_norm
+        self.labels_per_pair = labels_per_pair
+        self.max_seq_length = max_seq_length
+        self.emb_size = emb_size
+        self.block_size = block_size
+        self.max_height = max_height
+        self.unet_in_dim = unet_in_dim
+        self.unet_out_dim = unet_out_dim
+        self.down_dim = down_dim
+        label2id = relation_ids() if label2id is None else label2id
+        more["id2label"] = {number: name for name, number in label2id.items()}
+        super().__init__(label2id=label2id, **more)
+
+
+class DocREModel(PreTrainedModel):
+    """Scores of all relations for all entity pairs of a batch of documents; the backbones' base.
+
+    DocREModel(config) is an object of the class that config.backbone names. encoder: a transformers
+    encoder with weights (`encoders.loading.build_encoder`), None: a new one of config.encoder.
+    context_size: width of a pair's context. `cpu_kernels`: see `encoders.rows.encode_windows`.
+    """
+
+    config_class = DocREConfig
+    base_model_prefix = "model"
+    backbones = {}  # name -> subclass; each enters itself
     cpu_kernels = True
 
-    def __init__(self, encoder, emb_size, block_size, context_size, **sizes):
-        super().__init__()
-        if emb_size % block_size:
-            raise ValueError(f"emb_size {emb_size} is not a multiple of block_size {block_size}")
-        self.sizes = {"emb_size": emb_size, "block_size": block_size} | sizes
-        self.model = encoder
-        width = encoder.config.hidden_size
-        self.head_extractor = nn.Linear(width + context_size, emb_size)
-        self.tail_extractor = nn.Linear(width + context_size, emb_size)
+    def __init_subclass__(cls, backbone, **more):
+        super().__init_subclass__(**more)
+        cls.backbones[backbone] = cls
+
+    def __new__(cls, config=None, *args, **kwargs):
+        if cls is DocREModel:
+            if config.backbone not in cls.backbones:
+                raise ValueError(f"backbone {config.backbone}: unknown before `import backbones`")
+            cls = cls.backbones[config.backbone]
+        return super().__new__(cls)
+
+    def __init__(self, config, encoder=None, context_size=None):
+        super().__init__(config)
+        if config.emb_size % config.block_size:
+            raise ValueError(
+                f"emb_size {config.emb_size} is not a multiple of block_size {config.block_size}"
+            )
+        self.model = new_encoder(config.encoder) if encoder is None else encoder
+        width = self.model.config.hidden_size
+        inputs = width + (context_size or width)
+        self.head_extractor = nn.Linear(inputs, config.emb_size)
+        self.tail_extractor = nn.Linear(inputs, config.emb_size)
+
+    def init_weights(self):
+        """Nothing: new layers are as torch makes them, the encoder as transformers does."""
 
     def forward(
         self,
@@ -79,22 +155,33 @@ class DocREModel(nn.Module, SharedModel):
         doc, head, tail = pairs.T
         z_head = extract(self.head_extractor, entities, (doc, head), contexts, place)  # [P, emb]
         z_tail = extract(self.tail_extractor, entities, (doc, tail), contexts, place)
-        return grouped_bilinear(z_head, z_tail, linear, self.sizes["block_size"])
+        return grouped_bilinear(z_head, z_tail, linear, self.config.block_size)
 
 
-class ATLOP(DocREModel):
+class ATLOP(DocREModel, backbone="atlop"):
     """A pair's context is what both entities attend to; a bilinear layer classifies the pair. Its
     own loss is ATL."""
 
-    def __init__(self, encoder, num_class=97, emb_size=768, block_size=64):
-        width = encoder.config.hidden_size
-        super().__init__(encoder, emb_size, block_size, width, num_class=num_class)
-        self.bilinear = nn.Linear(emb_size * block_size, num_class)
+    def __init__(self, config, encoder=None):
+        super().__init__(config, encoder)
+        self.bilinear = nn.Linear(config.emb_size * config.block_size, config.num_labels)
+        self.post_init()
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
         contexts = localized_contexts(tokens, attention)  # [B, E (E - 1) / 2, d]
         place = unordered_pair(pairs, entities.shape[1])
         return self.combine(self.bilinear, entities, contexts, pairs, place)
+
+
+AutoConfig.register(DocREConfig.model_type, DocREConfig)
+AutoModel.register(DocREConfig, DocREModel)
+
+
+def new_model(encoder, rel2id=None, **settings):
+    """A new model over an encoder (see `encoders.loading.build_encoder`). rel2id: property -> class
+    id, default: meta/rel2id.json; settings: of `DocREConfig`. Raises ValueError for sizes that do
+    not fit together."""
+    return DocREModel(DocREConfig(encoder.config, label2id=rel2id, **settings), encoder)
 
 
 def merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask):

@@ -28,8 +28,8 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from encoders.loading import transformer_type, window_size
-from engine.hub import fetch, load_shared, rel2id_of
+from encoders.loading import load_tokenizer, transformer_type, window_size
+from engine.checkpoint import fetch, load_model
 from engine.options import pick_device
 from evaluation import PATTERNS, prediction_patterns
 from inputs.files import (
@@ -56,45 +56,46 @@ MENTION_FIELDS = "name", "type", "sent_id", "pos", "start", "end"
 
 
 class RelationExtractor:
-    """Documents -> relations, with a model and what goes with it (see engine/hub.py).
+    """Documents -> relations, with a model and its tokenizer.
 
     device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
     documents are cut there, None: what the model was trained with. Raises InputError.
     """
 
-    def __init__(self, model, device="auto", precision="auto", batch_size=8, max_seq_length=None):
-        run, config = model.run or {}, model.model.config
-        if model.tokenizer is None:
-            raise InputError("the model has no tokenizer")
-        if "loss_type" not in run:
-            raise InputError("the model does not say what loss it was trained with: run.loss_type")
-        self.rel2id = model.rel2id or relation_ids()
-        if len(self.rel2id) != model.sizes["num_class"]:
-            raise InputError(
-                f"rel2id.json has {len(self.rel2id)} classes, the model {model.sizes['num_class']}"
-            )
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        device="auto",
+        precision="auto",
+        batch_size=8,
+        max_seq_length=None,
+    ):
+        config, encoder = model.config, model.model.config
+        self.rel2id = config.label2id
         self.device, precision = pick_device(device, precision)
         self.model = model.to(self.device).eval()
-        self.tokenizer = model.tokenizer
-        self.loss_type, self.num_labels = run["loss_type"], run.get("num_labels", 4)
-        self.max_seq_length = max_seq_length or run.get("max_seq_length", 1024)
+        self.tokenizer = tokenizer
+        self.loss_type, self.num_labels = config.loss_type, config.labels_per_pair
+        self.max_seq_length = max_seq_length or config.max_seq_length
         self.batch_size = batch_size
         self.property_of = {number: name for name, number in self.rel2id.items()}
         self.names = read_json(META_DIR / "rel_info.json")
         self.autocast = autocast(self.device, precision)
-        tokens = special_tokens(self.tokenizer, transformer_type(config))
+        tokens = special_tokens(self.tokenizer, transformer_type(encoder))
         self.collate = partial(
             collate,
             tokens=(*tokens, self.tokenizer.pad_token_id),
             num_class=len(self.rel2id),
-            size=window_size(config),
+            size=window_size(encoder),
         )
         self.num_cut = 0  # documents that were longer than max_seq_length, so far
 
     @classmethod
     def from_pretrained(cls, name, **options):
         """name: a run folder or a model of the hub; options: as of the class."""
-        return cls(load_shared(fetch(name)), **options)
+        folder = fetch(name)
+        return cls(load_model(folder), load_tokenizer(folder), **options)
 
     def __call__(self, documents):
         """The record of one document, or the records of a list of documents:
@@ -311,10 +312,11 @@ def main(argv=None):
     file = open_input(args.input)
     name = "standard input" if args.input == "-" else args.input
     alone = args.format == "official" and args.output is not None
-    documents = partial(read_new_documents, file, name, rel2id_of(folder), unique_titles=alone)
+    rel2id = relation_ids(folder / "config.json")
+    documents = partial(read_new_documents, file, name, rel2id, unique_titles=alone)
     total = sum(1 for _ in documents())  # whatever is wrong is said now
     options = args.device, args.precision, args.batch_size, args.max_seq_length
-    extractor = RelationExtractor(load_shared(folder), *options)
+    extractor = RelationExtractor(load_model(folder), load_tokenizer(folder), *options)
 
     expected = total if args.output else min(total, page.LIMIT)
     started, num_relations, shown = time.perf_counter(), 0, []

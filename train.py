@@ -21,9 +21,9 @@ import transformers
 from tqdm import tqdm
 
 import evaluation
-from backbones import BACKBONES
 from encoders.loading import build_encoder, load_tokenizer, transformer_type, window_size
 from engine import distributed, resume
+from engine.card import write_card
 from engine.checkpoint import load_model, load_state, load_weights, save_config, sizes_of
 from engine.data import Data
 from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
@@ -37,6 +37,7 @@ from inputs.files import (
     write_json,
 )
 from losses import decode, margins, threshold_of
+from model import new_model
 from prepro import entity_pairs
 from utils import (
     autocast,
@@ -52,31 +53,29 @@ from utils import (
 def tokenizer_name(args):
     """The run folder's, or a folder or hub name."""
     if args.load_path and Path(args.load_path).is_dir():
-        return Path(args.load_path) / "tokenizer"
+        return args.load_path
     return args.tokenizer_name or args.model_name_or_path
 
 
-def build_model(args):
+def build_model(args, rel2id):
     """The model of a run: new, from a run folder or from a released .pt."""
     path = Path(args.load_path)
     if args.load_path and path.is_dir():
-        return load_model(path)[0]
-    source = args.model_name_or_path, args.config_name
-    sizes = {"num_class": args.num_class, "emb_size": args.emb_size}
-    if args.backbone == "docunet":
-        names = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim")
-        sizes |= {name: getattr(args, name) for name in names}
+        model = load_model(path)
+        if model.config.label2id != rel2id:
+            raise InputError(f"--rel2id: {args.rel2id} has other relations than the run in {path}")
+        return model
     if args.init_path:
         path = Path(args.init_path)
         path = path / "model.safetensors" if path.is_dir() else path
     state = load_state(path) if args.load_path or args.init_path else None
     encoder = build_encoder(
-        *source, weights=state is None, attention_dropout=args.attention_dropout
+        args.model_name_or_path, args.config_name, state is None, args.attention_dropout
     )
-    if state is not None:
-        sizes |= sizes_of(state, args.backbone)
+    settings = {own: getattr(args, name) for name, own in SAVED_WITH_MODEL.items()}
+    sizes = sizes_of(state, args.backbone) if state is not None else {}
     try:
-        model = BACKBONES[args.backbone](encoder, **sizes)
+        model = new_model(encoder, rel2id, **settings | sizes)
     except ValueError as error:
         raise InputError(f"--backbone {args.backbone}: {error}") from None
     if state is not None:
@@ -141,10 +140,6 @@ class Run:
     def __init__(self, args, like=None):
         self.args = args
         self.rel2id = relation_ids(args.rel2id)
-        if len(self.rel2id) != args.num_class:
-            raise InputError(
-                f"--num_class: {args.num_class}, but {args.rel2id} has {len(self.rel2id)} classes"
-            )
         self.tokenizer = load_tokenizer(tokenizer_name(args))
         trains = not args.load_path
         self.data = like.data if like else Data(args, self.rel2id, self.tokenizer, trains)
@@ -160,7 +155,7 @@ class Run:
         if args.device == "cpu" or args.deterministic:
             make_deterministic()
         set_seed(args.seed)
-        self.model = build_model(args).to(args.device)
+        self.model = build_model(args, self.rel2id).to(args.device)
         self.model.cpu_kernels = args.cpu_kernels == "auto"
         config = self.model.model.config
         kind = transformer_type(config)
@@ -282,16 +277,14 @@ def make_folder(args):
 def start_folder(run, args):
     """Clears the run folder of an earlier run and writes what is known before training."""
     resume.remove_states(run.folder)
-    names = "results.json metrics.jsonl predictions.json model.safetensors"
+    names = "results.json metrics.jsonl predictions.json model.safetensors README.md"
     for name in [*names.split(), "dev_logits.npz", "test_logits.npz"]:
         (run.folder / name).unlink(missing_ok=True)
-    saved = {name: getattr(args, name) for name in SAVED_WITH_MODEL}
-    save_config(run.model, run.folder, run=saved)
-    write_json(run.folder / "rel2id.json", run.rel2id)
+    save_config(run.model, run.folder)
     try:
-        run.tokenizer.save_pretrained(run.folder / "tokenizer")
+        run.tokenizer.save_pretrained(run.folder)
     except Exception as error:  # tokenizers raises Exception itself, of a full disk too
-        raise InputError(f"{run.folder}/tokenizer: cannot be written: {error}") from None
+        raise InputError(f"{run.folder}: no tokenizer can be written: {error}") from None
 
 
 def complete(run):
@@ -340,6 +333,8 @@ def report(run, best, outputs):
             save = partial(save_arrays, arrays=arrays)
             write_atomically(folder / f"{split}_logits.npz", save)
     if folder:
+        if best:
+            write_card(folder, run.model.config, results)
         write_json(folder / "results.json", results)
         resume.remove_states(folder)
         print(f"run folder: {folder}")

@@ -8,7 +8,7 @@ from encoders.rows import at_least_float32, full_precision
 from model import DocREModel, shared_attention
 
 
-class DocuNet(DocREModel):
+class DocuNet(DocREModel, backbone="docunet"):
     """The contexts of all pairs are an image of entities by entities; what a U-Net makes of it is
     the context of a pair.
 
@@ -17,29 +17,19 @@ class DocuNet(DocREModel):
     balanced softmax.
     """
 
-    def __init__(
-        self,
-        encoder,
-        num_class=97,
-        emb_size=768,
-        block_size=64,
-        max_height=42,
-        unet_in_dim=3,
-        unet_out_dim=256,
-        down_dim=256,
-    ):
-        unet = {"unet_in_dim": unet_in_dim, "unet_out_dim": unet_out_dim, "down_dim": down_dim}
-        sizes = {"num_class": num_class, "max_height": max_height} | unet
-        super().__init__(encoder, emb_size, block_size, unet_out_dim, **sizes)
-        self.bilinear = nn.Linear(emb_size * block_size, num_class)
-        self.liner = nn.Linear(encoder.config.hidden_size, unet_in_dim)  # the released code's name
-        self.segmentation_net = UNet(unet_in_dim, unet_out_dim, down_dim)
+    def __init__(self, config, encoder=None):
+        super().__init__(config, encoder, context_size=config.unet_out_dim)
+        self.bilinear = nn.Linear(config.emb_size * config.block_size, config.num_labels)
+        width = self.model.config.hidden_size
+        self.liner = nn.Linear(width, config.unet_in_dim)  # the released code's name
+        self.segmentation_net = UNet(config.unet_in_dim, config.unet_out_dim, config.down_dim)
+        self.post_init()
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
         # liner(q^T H) = q^T (H W^T) + b: pooled are its 3 channels, not d. [B, E, E, 3]
         image = context_grid(F.linear(tokens, self.liner.weight), attention) + self.liner.bias
-        largest = max(image.shape[1], self.sizes["max_height"])
-        grid = image.new_zeros(len(image), largest, largest, self.sizes["unet_out_dim"])
+        largest = max(image.shape[1], self.config.max_height)
+        grid = image.new_zeros(len(image), largest, largest, self.config.unet_out_dim)
         for docs, height in self.heights(num_entities, image.shape[1]):
             index = torch.arange(height, device=image.device)
             index = torch.minimum(index, num_entities[docs, None] - 1).clamp(min=0)  # [b, height]
@@ -50,7 +40,7 @@ class DocuNet(DocREModel):
 
     def heights(self, num_entities, most):
         """(documents, height of their images): one group, unless a document is larger."""
-        usual = self.sizes["max_height"]
+        usual = self.config.max_height
         docs = torch.arange(len(num_entities), device=num_entities.device)
         if most <= usual:
             return [(docs, usual)]

@@ -8,16 +8,17 @@ from encoders.rows import at_least_float32
 from model import DocREModel, localized_contexts, unordered_pair
 
 
-class KDDocRE(DocREModel):
+class KDDocRE(DocREModel, backbone="kd_docre"):
     """The grouped bilinear form gives an embedding of each pair; pairs that share an entity attend
     to each other. Its own loss is AFL."""
 
-    def __init__(self, encoder, num_class=97, emb_size=768, block_size=64):
-        width = encoder.config.hidden_size
-        super().__init__(encoder, emb_size, block_size, width, num_class=num_class)
-        self.projection = nn.Linear(emb_size * block_size, width, bias=False)
+    def __init__(self, config, encoder=None):
+        super().__init__(config, encoder)
+        width = self.model.config.hidden_size
+        self.projection = nn.Linear(config.emb_size * config.block_size, width, bias=False)
         self.axial_transformer = AxialTransformer(width)
-        self.classifier = nn.Linear(width, num_class)
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.post_init()
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
         num_docs, most = entities.shape[:2]

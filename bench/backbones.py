@@ -25,6 +25,7 @@ from backbones import BACKBONES
 from encoders.loading import build_encoder
 from engine.training import make_optimizer, make_schedule, train_step
 from losses import get_loss
+from model import new_model
 from utils import autocast, collate, set_seed
 
 
@@ -59,7 +60,8 @@ def measure(backbone, args):
     batch = collate(make_features(args), ([2], [3], 0))
     batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
     set_seed(0)
-    model = BACKBONES[backbone](build_encoder("", config, weights=False), emb_size=args.width)
+    encoder = build_encoder("", config, weights=False)
+    model = new_model(encoder, backbone=backbone, emb_size=args.width)
     model.to(args.device).train()
     optimizer = make_optimizer(model, 5e-5, 1e-4)
     schedule = make_schedule(optimizer, 1000, 0.06)

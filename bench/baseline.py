@@ -102,10 +102,10 @@ class Baseline(nn.Module):
             config, attn_implementation="eager", trust_remote_code=False
         )
         self.model.pooler = None
-        self.emb_size, self.block_size = model.sizes["emb_size"], model.sizes["block_size"]
+        self.emb_size, self.block_size = model.config.emb_size, model.config.block_size
         self.head_extractor = nn.Linear(2 * config.hidden_size, self.emb_size)
         self.tail_extractor = nn.Linear(2 * config.hidden_size, self.emb_size)
-        self.bilinear = nn.Linear(self.emb_size * self.block_size, model.sizes["num_class"])
+        self.bilinear = nn.Linear(self.emb_size * self.block_size, model.config.num_labels)
         self.to(next(model.parameters()).device, next(model.parameters()).dtype)
         self.load_state_dict(model.state_dict())
         self.opening, self.closing = opening, closing

@@ -33,7 +33,7 @@ from encoders.loading import build_encoder, load_tokenizer
 from engine.training import epoch_groups, make_optimizer, make_schedule, train_step
 from inputs.files import read_documents, relation_ids
 from losses import get_loss
-from model import ATLOP
+from model import new_model
 from prepro import read_docred
 from train import predict_logits
 from utils import (
@@ -183,7 +183,7 @@ class Pair:
         config |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 12}
         encoder = build_encoder("", config | {"intermediate_size": 4 * width}, weights=False)
         self.config = encoder.config
-        self.ours = ATLOP(encoder, emb_size=width).to(args.device)
+        self.ours = new_model(encoder, emb_size=width).to(args.device)
         opening, closing = special_tokens(self.tokenizer, "bert")
         self.baseline = baseline.Baseline(self.ours, opening, closing)
         self.tokens = opening, closing, self.tokenizer.pad_token_id

@@ -28,30 +28,49 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
             config = AutoConfig.for_model(**source)
         else:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if getattr(config, "is_decoder", False):
-            raise ValueError("a decoder (is_decoder), whose tokens do not see those after them")
         if attention_dropout is not None:
             setattr(config, dropout_name(config), attention_dropout)
-        window_size(config)
-        options = {"trust_remote_code": False}  # else one "y" at a prompt runs what a folder holds
-        if not has_plain_attention(config):
-            options["attn_implementation"] = "eager"
+        check_encoder(config)
         missing = []
         if weights:
-            options["output_loading_info"] = True
-            encoder, info = AutoModel.from_pretrained(name, config=config, **options)
+            encoder, info = AutoModel.from_pretrained(
+                name,
+                config=config,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **attention_of(config),
+            )
+            encoder.pooler = None
             missing = [key for key in info["missing_keys"] if not UNUSED.fullmatch(key)]
         else:
-            encoder = AutoModel.from_config(config, **options)
+            encoder = new_encoder(config)
     except Exception as error:  # the hub, the file formats and the models raise all kinds
         raise InputError(f"encoder {shown}: cannot be loaded: {reason_of(error)}") from None
     if missing:
         raise InputError(f"encoder {shown}: its weights lack {len(missing)}, first {missing[0]}")
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # of no use here: unused parameters and time
     if not has_plain_attention(config):
         _check_returns_attention(encoder, shown)
     return encoder.float()
+
+
+def new_encoder(config):
+    """A transformers encoder of that configuration, with random weights."""
+    # Asked whether to trust a folder's code, somebody would say yes.
+    encoder = AutoModel.from_config(config, trust_remote_code=False, **attention_of(config))
+    encoder.pooler = None  # of no use here: unused parameters and time
+    return encoder
+
+
+def attention_of(config):
+    """How transformers is to compute attention: the encoders that only return it, plainly."""
+    return {} if has_plain_attention(config) else {"attn_implementation": "eager"}
+
+
+def check_encoder(config):
+    """Raises ValueError for an encoder's configuration that no model can have."""
+    if getattr(config, "is_decoder", False):
+        raise ValueError("a decoder (is_decoder), whose tokens do not see those after them")
+    window_size(config)
 
 
 @torch.no_grad()

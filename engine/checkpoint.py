@@ -1,58 +1,77 @@
-"""Encoders and checkpoints: what is loaded from, and saved to, disk."""
+"""Models on disk: run folders, and the released codes' checkpoints."""
 
+import os
 import re
+from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel
 
-from backbones import BACKBONES
-from encoders.loading import UNUSED, build_encoder
-from inputs.files import InputError, read_json, reason_of, write_atomically, write_json
+from encoders.loading import UNUSED, check_encoder
+from engine.options import load_config
+from inputs.files import InputError, reason_of, write_atomically
+from model import DocREModel
+
+# Of what the hub has of a run, the model and its tokenizer.
+FILES = ["config.json", "model.safetensors", "*token*", "vocab*", "merges.txt", "*.model"]
 
 
-def save_config(model, folder, **more):
-    """Writes config.json: what `load_model` needs besides model.safetensors, and `more`."""
-    encoder = {k: v for k, v in model.model.config.to_dict().items() if k[0] != "_"}
-    backbone = next(name for name, kind in BACKBONES.items() if type(model) is kind)
-    config = {"backbone": backbone, "sizes": model.sizes, "encoder": encoder}
-    write_json(folder / "config.json", config | more)
+def fetch(name, **options):
+    """The run folder that `name` means: a folder, or a model of the hub, downloaded or from its
+    cache; options go to snapshot_download. Raises InputError."""
+    folder = Path(name)
+    if not os.path.isdir(folder):  # False of a path that no folder can have
+        try:
+            folder = Path(snapshot_download(str(name), allow_patterns=FILES, **options))
+        except Exception as error:  # no network, no such model, no name of a model, ...
+            raise InputError(
+                f"model {name}: no run folder, nor to be had: {reason_of(error)}"
+            ) from None
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model {name}: not a run folder, it has no config.json")
+    return folder
+
+
+def save_config(model, folder):
+    """Writes config.json, as transformers does, but whole or not at all."""
+    text = model.config.to_json_string()
+    write_atomically(folder / "config.json", lambda path: path.write_text(text, "utf-8"))
 
 
 def save_weights(model, folder):
     """Writes model.safetensors, under the released code's parameter names."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    path = folder / "model.safetensors"
-    write_atomically(path, lambda temporary: save_file(state, temporary), SafetensorError)
+    write_atomically(
+        folder / "model.safetensors",
+        lambda path: save_file(state, path, {"format": "pt"}),  # transformers asks for it
+        SafetensorError,
+    )
 
 
 def load_model(folder):
-    """The model of a run folder, and its config.json as a dict. Raises InputError."""
-    path, weights = folder / "config.json", folder / "model.safetensors"
-    config, state = read_json(path), load_state(weights)
+    """The model of a run folder. Raises InputError, where transformers' from_pretrained raises all
+    kinds of errors, or only warns."""
+    folder = Path(folder)
+    config, weights = load_config(folder), folder / "model.safetensors"
+    state = load_state(weights)
     try:
-        encoder, sizes, backbone = config["encoder"], config["sizes"], BACKBONES[config["backbone"]]
-        if not isinstance(encoder, dict):  # a name would be another model's
-            raise TypeError(f"encoder: expected an object, found {type(encoder).__name__}")
-        if any(
-            "layers" in name and x > len(state) for name, x in encoder.items() if type(x) is int
-        ):
-            raise InputError(f"{path}: encoder: more layers than {weights} has parameters")
+        for name, value in config.encoder.to_dict().items():
+            if "layers" in name and type(value) is int and value > len(state):
+                raise InputError(f"encoder.{name}: {value} is more than {weights} has parameters")
+        check_encoder(config.encoder)
         # without memory at first: a line of the configuration can ask for more than there is
         with torch.device("meta"):
-            config_alone = AutoConfig.for_model(**encoder)
-            shapes = AutoModel.from_config(config_alone, trust_remote_code=False)
-            shapes.pooler = None
-            check_fit(backbone(shapes, **sizes), weights, state)
-        model = backbone(build_encoder("", encoder, weights=False), **sizes)
+            check_fit(DocREModel(config), weights, state)
+        model = DocREModel(config)
         model.load_state_dict(state)  # it fits, as was just seen
         _check_runs(model)
     except InputError as error:
         raise InputError(f"{folder}: {error}" if str(folder) not in str(error) else error) from None
     except Exception as error:  # whatever a model raises of a configuration that is none
-        raise InputError(f"{path}: not a run's configuration: {error!r}") from None
-    return model, config
+        raise InputError(f"{folder}/config.json: not a model's configuration: {error!r}") from None
+    return model
 
 
 @torch.no_grad()

@@ -1,143 +1,187 @@
-"""The flags of train.py. ATLOP's keep their names; the defaults are the paper's recipe for BERT."""
+"""The flags of train.py. ATLOP's keep their names; the defaults are the paper's recipe for BERT.
 
-import argparse
+A flag is declared once, as a field of `Options`: its default, help and limits; whether it is saved
+with the model; whether a run may go on (--resume) with another value; whether runs that differ in
+it are averaged by report.py. The parser, the checks and the rest follow from that.
+"""
+
+import dataclasses
 import os
 from pathlib import Path
+from types import UnionType
+from typing import get_args
 
 import torch
 
 from backbones import BACKBONES
 from engine import distributed
 from engine.resume import state_files
-from inputs.files import META_DIR, InputError, OneLineParser, field, read_json, reason_of
+from inputs.files import META_DIR, InputError, OneLineParser, read_json, reason_of, relation_ids
 from losses import LOSSES
+from model import DocREConfig
 
-# What a saved run was made with, and is evaluated with unless the command line says otherwise.
-SAVED_WITH_MODEL = ("backbone", "loss_type", "num_labels", "num_class", "max_seq_length")
 
-# Flags that a run may go on with as others than it began with.
-FREE_TO_CHANGE = frozenset(
-    "data_dir rel2id output_dir overwrite resume save_steps save_logits tune_threshold "
-    "test_batch_size device wandb proj_name run_name".split()
-)
+def flag(default, help=None, **facts):
+    """A field of `Options`. facts, each optional:
 
-LEAST = {  # what a flag must be at least
-    "train_batch_size": 1,
-    "test_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "max_seq_length": 3,  # [CLS], a word, [SEP]
-    "num_class": 2,
-    "emb_size": 64,
-    "max_height": 4,  # halved twice
-    "unet_in_dim": 1,
-    "unet_out_dim": 1,
-    "down_dim": 2,
+    least, most    the value must be at least, at most that
+    above, below   the value must be more, less than that
+    choices        the values there are
+    saved          the name under which DocREConfig has it, True: the flag's own; an evaluation of
+                   a run folder (--load_path) takes it from there
+    free           True: nothing that is trained depends on it, so a run may go on with another, and
+                   it is of no account in a report
+    row            True: the report names it in a row, or elsewhere. Runs that differ in a flag that
+                   is neither free nor row are never averaged
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **facts})
+
+
+@dataclasses.dataclass
+class Options:
+    data_dir: str = flag("dataset/redocred", "folder of the three files", free=True)
+    train_file: str = flag("train_revised.json", row=True)
+    dev_file: str = flag("dev_revised.json", row=True)
+    test_file: str = flag("test_revised.json", '"" for none', row=True)
+    rel2id: Path = flag(META_DIR / "rel2id.json", "property -> class id", free=True)
+    transformer_type: str | None = flag(
+        None, "default: read from the encoder", choices=["bert", "roberta"], row=True
+    )
+    model_name_or_path: str = flag("bert-base-cased", "encoder: hub name or folder")
+    config_name: str = flag("", "default: model_name_or_path")
+    tokenizer_name: str = flag("", "default: model_name_or_path")
+    load_path: str = flag("", "run folder or released .pt: only evaluate", row=True)
+    init_path: str = flag("", "run folder or released .pt: train on from its weights")
+    output_dir: str = flag("", "run folder; default: runs/<run_name>", free=True)
+    overwrite: bool = flag(False, "replace the run in output_dir", free=True)
+    resume: bool = flag(False, "go on with the interrupted run in output_dir", free=True)
+    save_steps: int = flag(-1, "between saved states; default: an epoch", free=True)
+    save_logits: bool = flag(False, "keep dev_logits.npz and test_logits.npz", free=True)
+    tune_threshold: bool = flag(
+        False, "also score with the threshold shifted to the best dev F1", free=True
+    )
+
+    backbone: str = flag("atlop", choices=list(BACKBONES), saved=True, row=True)
+    max_height: int = flag(42, "of DocuNet's images of entity pairs", least=4, saved=True, row=True)
+    unet_in_dim: int = flag(3, "channels of DocuNet's images", least=1, saved=True, row=True)
+    unet_out_dim: int = flag(
+        256, "width of a pair's context in DocuNet", least=1, saved=True, row=True
+    )
+    down_dim: int = flag(256, "channels of DocuNet's first layer", least=2, saved=True, row=True)
+    loss_type: str = flag("HingeABL", choices=list(LOSSES), saved=True, row=True)
+    margin: float | None = flag(
+        None, "of AML (default 1) and HingeABL (default 5)", saved=True, row=True
+    )
+    gamma: float = flag(1.0, "of AFL", saved=True, row=True)
+    hinge_norm: str = flag(
+        "separate", "of HingeABL", choices=["separate", "joint"], saved=True, row=True
+    )
+    num_labels: int = flag(4, "most relations a pair; -1: no limit", saved="labels_per_pair")
+    num_class: int | None = flag(None, "follows from --rel2id; given, it is only checked")
+    emb_size: int = flag(768, "width of head and tail representations", least=64, saved=True)
+    # [CLS], a word, [SEP]
+    max_seq_length: int = flag(1024, "tokens; longer documents are cut", least=3, saved=True)
+
+    attention_dropout: float | None = flag(
+        None, "default: the encoder's own; 0 is faster on a CPU", least=0, below=1
+    )
+    train_batch_size: int = flag(4, "documents, of all processes together", least=1)
+    test_batch_size: int = flag(8, "documents", least=1, free=True)
+    gradient_accumulation_steps: int = flag(1, least=1)
+    learning_rate: float = flag(5e-5, "of the encoder", above=0)
+    classifier_lr: float = flag(1e-4, "of the new layers", above=0)
+    unet_lr: float = flag(4e-4, "of DocuNet's U-Net", row=True)
+    adam_epsilon: float = flag(1e-6, above=0)
+    max_grad_norm: float = flag(1.0, above=0)
+    warmup_ratio: float = flag(0.06, "of all steps", least=0, most=1)
+    num_train_epochs: int = flag(30, above=0)
+    group_by_length: bool = flag(False, "train on batches of documents of like length")
+    evaluation_steps: int = flag(-1, "also evaluate every so many steps")
+    seed: int = flag(66, row=True, least=-(2**63), below=2**63)
+    precision: str = flag("auto", choices=["auto", "fp32", "fp16", "bf16"])
+    device: str = flag(
+        "auto", "auto, cpu, cuda or cuda:N; with torchrun, cuda: one each", free=True
+    )
+    cpu_kernels: str = flag(
+        "auto", "off: the encoder's way on a GPU, on a CPU too", choices=["auto", "off"]
+    )
+    deterministic: bool = flag(False, "same bits on a GPU too, slower; a CPU always")
+    wandb: str = flag("disabled", choices=["disabled", "offline", "online"], free=True)
+    proj_name: str = flag("HingeABL", "wandb project", free=True)
+    run_name: str = flag("", "default: <encoder>-<backbone>-<loss>-seed<seed>", free=True)
+
+
+FLAGS = {field.name: field for field in dataclasses.fields(Options)}
+# Flag -> the name under which the model's configuration has it.
+SAVED_WITH_MODEL = {
+    name: name if x.metadata["saved"] is True else x.metadata["saved"]
+    for name, x in FLAGS.items()
+    if x.metadata.get("saved")
 }
+FREE_TO_CHANGE = frozenset(name for name, x in FLAGS.items() if x.metadata.get("free"))
+# What report.py groups runs by.
+SETTINGS = [
+    name for name, x in FLAGS.items() if not (x.metadata.get("free") or x.metadata.get("row"))
+]
 
 
-def config_of(load_path):
-    return Path(load_path) / "config.json"
-
-
-def saved_settings(config):
-    """Those of SAVED_WITH_MODEL that a run folder's config.json has, {} if none. Raises InputError
-    for values that none of them can have."""
-    saved = read_json(config)
-    run = saved.get("run") if isinstance(saved, dict) else None
-    if run is None:
-        return {}
-    known = {"backbone": BACKBONES, "loss_type": LOSSES}
-    try:
-        if not isinstance(run, dict):
-            raise InputError(f"run: expected an object, found {type(run).__name__}")
-        found = {
-            name: field(run, name, str if name in known else int, "run")
-            for name in SAVED_WITH_MODEL
-            if name in run
-        }
-        for name, value in found.items():
-            if value not in known.get(name, [value]) or value < LEAST.get(name, value):
-                raise InputError(f"run.{name}: {value!r:.80} is none that a run can have")
-    except InputError as error:
-        raise InputError(f"{config}: {error}") from None
-    return found
+def kind_of(field):
+    """The type of a flag's value; whether it may also be None."""
+    kinds = get_args(field.type) if isinstance(field.type, UnionType) else [field.type]
+    return kinds[0], type(None) in kinds
 
 
 def build_parser():
     parser = OneLineParser(description="Train, select on dev, test; or only evaluate.")
-    add = parser.add_argument
-    add("--data_dir", default="dataset/redocred", help="folder of the three files")
-    add("--train_file", default="train_revised.json")
-    add("--dev_file", default="dev_revised.json")
-    add("--test_file", default="test_revised.json", help='"" for none')
-    add("--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id")
-    add("--transformer_type", choices=["bert", "roberta"], help="default: read from the encoder")
-    add("--model_name_or_path", default="bert-base-cased", help="encoder: hub name or folder")
-    add("--config_name", default="", help="default: model_name_or_path")
-    add("--tokenizer_name", default="", help="default: model_name_or_path")
-    add("--load_path", default="", help="run folder or released .pt: only evaluate")
-    add("--init_path", default="", help="run folder or released .pt: train on from its weights")
-    add("--output_dir", default="", help="run folder; default: runs/<run_name>")
-    add("--overwrite", action="store_true", help="replace the run in output_dir")
-    add("--resume", action="store_true", help="go on with the interrupted run in output_dir")
-    add("--save_steps", type=int, default=-1, help="between saved states; default: an epoch")
-    add("--save_logits", action="store_true", help="keep dev_logits.npz and test_logits.npz")
-    add(
-        "--tune_threshold",
-        action="store_true",
-        help="also score with the threshold shifted to the best dev F1",
-    )
-
-    add("--backbone", default="atlop", choices=list(BACKBONES))
-    add("--max_height", type=int, default=42, help="of DocuNet's images of entity pairs")
-    add("--unet_in_dim", type=int, default=3, help="channels of DocuNet's images")
-    add("--unet_out_dim", type=int, default=256, help="width of a pair's context in DocuNet")
-    add("--down_dim", type=int, default=256, help="channels of DocuNet's first layer")
-    add("--loss_type", default="HingeABL", choices=list(LOSSES))
-    add("--margin", type=float, help="of AML (default 1) and HingeABL (default 5)")
-    add("--gamma", type=float, default=1.0, help="of AFL")
-    add("--hinge_norm", default="separate", choices=["separate", "joint"], help="of HingeABL")
-    add("--num_labels", type=int, default=4, help="most relations a pair; -1: no limit")
-    add("--num_class", type=int, default=97)
-    add("--emb_size", type=int, default=768, help="width of the head and tail representations")
-    add("--max_seq_length", type=int, default=1024, help="tokens; longer documents are cut")
-
-    add("--attention_dropout", type=float, help="default: the encoder's own; 0 is faster on a CPU")
-    add("--train_batch_size", type=int, default=4, help="documents, of all processes together")
-    add("--test_batch_size", type=int, default=8, help="documents")
-    add("--gradient_accumulation_steps", type=int, default=1)
-    add("--learning_rate", type=float, default=5e-5, help="of the encoder")
-    add("--classifier_lr", type=float, default=1e-4, help="of the new layers")
-    add("--unet_lr", type=float, default=4e-4, help="of DocuNet's U-Net")
-    add("--adam_epsilon", type=float, default=1e-6)
-    add("--max_grad_norm", type=float, default=1.0)
-    add("--warmup_ratio", type=float, default=0.06)
-    add("--num_train_epochs", type=int, default=30)
-    add(
-        "--group_by_length",
-        action="store_true",
-        help="train on batches of documents of like length",
-    )
-    add("--evaluation_steps", type=int, default=-1, help="also evaluate every so many steps")
-    add("--seed", type=int, default=66)
-    add("--seeds", type=int, nargs="+", help="several runs, one a seed, instead of --seed")
-    add("--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"])
-    add(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda or cuda:N; with torchrun, cuda is one each",
-    )
-    add(
-        "--cpu_kernels",
-        default="auto",
-        choices=["auto", "off"],
-        help="off: the encoder's way on a GPU, on a CPU too",
-    )
-    add("--deterministic", action="store_true", help="same bits on a GPU too, slower; a CPU always")
-    add("--wandb", default="disabled", choices=["disabled", "offline", "online"])
-    add("--proj_name", default="HingeABL", help="wandb project")
-    add("--run_name", default="", help="default: <encoder>-<backbone>-<loss>-seed<seed>")
+    for name, field in FLAGS.items():
+        kind, facts = kind_of(field)[0], field.metadata
+        more = {"action": "store_true"} if kind is bool else {"type": kind}
+        if "choices" in facts:
+            more["choices"] = facts["choices"]
+        parser.add_argument(f"--{name}", default=field.default, help=facts["help"], **more)
+    parser.add_argument("--seeds", type=int, nargs="+", help="several runs, one each, not --seed")
     return parser
+
+
+def check_value(name, value, shown):
+    """Raises InputError, with the name `shown`, unless the flag can have that value."""
+    kind, may_be_none = kind_of(FLAGS[name])
+    facts = FLAGS[name].metadata
+    if value is None and may_be_none:
+        return
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{shown}: expected {kind.__name__}, found {type(value).__name__}")
+    if value not in facts.get("choices", [value]):
+        raise InputError(f"{shown}: {value!r:.80} is none of {', '.join(facts['choices'])}")
+    if "least" in facts and not value >= facts["least"]:
+        raise InputError(f"{shown}: {value} is less than {facts['least']}")
+    if "most" in facts and not value <= facts["most"]:
+        raise InputError(f"{shown}: {value} is more than {facts['most']}")
+    if "above" in facts and not value > facts["above"]:
+        raise InputError(f"{shown}: {value} is not above {facts['above']}")
+    if "below" in facts and not value < facts["below"]:
+        raise InputError(f"{shown}: {value} is not below {facts['below']}")
+
+
+def load_config(folder):
+    """The DocREConfig of a run folder. Raises InputError unless a model can have all of it."""
+    path = Path(folder) / "config.json"
+    saved = read_json(path)
+    try:
+        if not isinstance(saved, dict) or saved.get("model_type") != DocREConfig.model_type:
+            raise InputError(f"model_type: not {DocREConfig.model_type}, so no model of train.py")
+        if not isinstance(saved.get("encoder"), dict):  # a name would be another model's
+            raise InputError("encoder: not an object")
+        relation_ids(path)
+        config = DocREConfig.from_dict(saved)
+        for name, attribute in SAVED_WITH_MODEL.items():
+            check_value(name, getattr(config, attribute), attribute)
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except Exception as error:  # whatever transformers raises of a configuration that is none
+        raise InputError(f"{path}: not a model's configuration: {reason_of(error)}") from None
+    return config
 
 
 def parse_runs(argv=None):
@@ -145,11 +189,15 @@ def parse_runs(argv=None):
     each with a folder of its own. All are checked before any starts."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    config = config_of(args.load_path)
+    config = Path(args.load_path) / "config.json"
     if args.load_path and os.path.isfile(config):
-        parser.set_defaults(rel2id=config.with_name("rel2id.json"), **saved_settings(config))
+        of_run = load_config(args.load_path)
+        saved = {name: getattr(of_run, attribute) for name, attribute in SAVED_WITH_MODEL.items()}
+        parser.set_defaults(rel2id=config, **saved)
         args = parser.parse_args(argv)
-    seeds = vars(args).pop("seeds")
+    given = vars(args)
+    seeds = given.pop("seeds")
+    args = Options(**given)
     if seeds is None:
         runs = [args]
     elif args.load_path:
@@ -165,7 +213,7 @@ def parse_runs(argv=None):
 
 def of_seed(args, seed):
     """A copy of the settings for one of several seeds."""
-    args = argparse.Namespace(**vars(args) | {"seed": seed})
+    args = dataclasses.replace(args, seed=seed)
     if args.output_dir:
         args.output_dir = str(Path(args.output_dir) / f"seed{seed}")
     if args.run_name:
@@ -174,32 +222,28 @@ def of_seed(args, seed):
 
 
 def check_args(args):
-    """Raises InputError for values that no run can have."""
-    for name, least in LEAST.items():
-        if getattr(args, name) < least:
-            raise InputError(f"--{name}: {getattr(args, name)} is less than {least}")
-    for name in "learning_rate classifier_lr num_train_epochs max_grad_norm adam_epsilon".split():
-        if not getattr(args, name) > 0:
-            raise InputError(f"--{name}: {getattr(args, name)} is not above 0")
-    if args.attention_dropout is not None and not 0 <= args.attention_dropout < 1:
-        raise InputError(f"--attention_dropout: {args.attention_dropout} is not in [0, 1)")
-    if not 0 <= args.warmup_ratio <= 1:
-        raise InputError(f"--warmup_ratio: {args.warmup_ratio} is not between 0 and 1")
+    """Raises InputError for values that no run can have; fills in those that follow from others."""
+    for name in FLAGS:
+        check_value(name, getattr(args, name), f"--{name}")
+    if args.emb_size % 64:
+        raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
+    num_class = len(relation_ids(args.rel2id))
+    if args.num_class not in (None, num_class):
+        raise InputError(
+            f"--num_class: {args.num_class}, but {args.rel2id} has {num_class} classes"
+        )
+    args.num_class = num_class
     count = distributed.world_size()
     if args.train_batch_size % count and not args.load_path:
         raise InputError(
             f"--train_batch_size: {args.train_batch_size} documents cannot be divided among "
             f"{count} processes"
         )
-    if args.emb_size % 64:
-        raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
-    if not -(2**63) <= args.seed < 2**63:
-        raise InputError(f"--seed: {args.seed} has more than 64 bits")
     if args.load_path:
         path = Path(args.load_path)
         if not os.path.exists(path):  # False of a path that no file can have
             raise InputError(f"--load_path {path}: no such file or folder")
-        if path.is_dir() and not config_of(path).is_file():
+        if path.is_dir() and not (path / "config.json").is_file():
             raise InputError(f"--load_path {path}: not a run folder, it has no config.json")
     if args.init_path and args.load_path:
         raise InputError("--init_path: not with --load_path, which trains nothing")

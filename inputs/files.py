@@ -115,8 +115,11 @@ def write_json(path, content, indent=1):
 
 
 def relation_ids(path=META_DIR / "rel2id.json"):
-    """Property -> class id, e.g. {"Na": 0, "P17": 1, ...}. Raises InputError."""
+    """Property -> class id, e.g. {"Na": 0, "P17": 1, ...}, of a file that is just that, or of a run
+    folder's config.json, which has it as label2id. Raises InputError."""
     rel2id = read_json(path)
+    if isinstance(rel2id, dict) and "label2id" in rel2id:
+        rel2id = rel2id["label2id"]
     if not isinstance(rel2id, dict) or not all(type(x) is int for x in rel2id.values()):
         raise InputError(f"{path}: expected an object, property -> class id")
     if not all(map(_is_text, rel2id)):

@@ -1,6 +1,6 @@
 """Run folders: find them, check them, put together what may be averaged.
 
-A run is a dict: folder, relations (path of its rel2id.json), classes (what that holds), seed,
+A run is a dict: folder, relations (path of the file that has them), classes (what it holds), seed,
 backbone, loss (its name in tables, e.g. HingeABL:joint:m3), loss_type, num_labels, settings
 (encoder and recipe, flag -> value) and data, dev, test and tuned, as in results.json (the last two
 may be None).
@@ -14,22 +14,16 @@ import numpy as np
 import torch
 
 from backbones import BACKBONES
-from engine.options import SAVED_WITH_MODEL, build_parser
+from engine.options import SAVED_WITH_MODEL, SETTINGS, Options
 from evaluation import PATTERNS, f1_of_counts, prediction_patterns, read_logits, shift_curve
 from inputs.files import META_DIR, InputError, field, is_number, printable, read_json, relation_ids
 from losses import LOSSES, margins
+from model import DocREConfig
 
-DEFAULTS = vars(build_parser().parse_args([]))  # of flags that an older run does not have
-
-# Flags that change no score, and those that a row of a table names: backbone, loss and their own.
-# Every other flag is a setting, so runs that differ in it are never averaged.
-NOT_SETTINGS = frozenset(
-    "data_dir train_file dev_file test_file rel2id transformer_type load_path output_dir overwrite "
-    "resume save_steps save_logits tune_threshold seed seeds test_batch_size device wandb "
-    "proj_name run_name "
-    "backbone loss_type margin gamma hinge_norm "
-    "max_height unet_in_dim unet_out_dim down_dim unet_lr".split()
-)
+DEFAULTS = vars(Options())  # of flags that an older run does not have
+# Flags that change no score, and those that a row of a table names. Every other flag is a setting,
+# so runs that differ in it are never averaged.
+NOT_SETTINGS = DEFAULTS.keys() - SETTINGS
 OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
 RATIOS = ("F/(T+F)", "FN/F", "FN_CRK/FN")
 LARGEST = 2**53  # of a number of pairs, steps, ...: beyond, a float cannot count
@@ -52,10 +46,8 @@ def find_runs(root, skip):
             continue
         seen.add(real)
         subfolders[:] = sorted(x for x in subfolders if x[0] != ".")
-        # config.json alone is any encoder's; with rel2id.json it is a run that has just begun
-        if not {"results.json", "metrics.jsonl"}.isdisjoint(files) or (
-            {"config.json", "rel2id.json"} <= set(files)
-        ):
+        # a run that has just begun has only its model's configuration, as any encoder has one
+        if {"results.json", "metrics.jsonl"} & set(files) or is_model(Path(name) / "config.json"):
             found.append(Path(name))
     for folder in found:
         try:
@@ -67,6 +59,13 @@ def find_runs(root, skip):
         if folder.is_dir() and not passed_over and not any(x.is_relative_to(folder) for x in found):
             left_out.append((folder, "not a run: neither results.json nor metrics.jsonl in it"))
     return runs, left_out
+
+
+def is_model(config):
+    try:
+        return read_json(config)["model_type"] == DocREConfig.model_type
+    except (InputError, LookupError, TypeError):
+        return False
 
 
 DATA_FIELDS = {"sha256": str, "file": str, "documents": int, "triples": int}
@@ -82,9 +81,10 @@ def read_run(folder):
     except InputError as error:
         raise InputError(f"results.json is not a finished run's: {error}") from None
     args = trained_with(DEFAULTS | results["args"])
-    relations = folder / "rel2id.json"
-    if not relations.exists():  # of an older run
-        relations = META_DIR / "rel2id.json"
+    relations = folder / "config.json"
+    if not is_model(relations):  # of an older run
+        relations = folder / "rel2id.json"
+        relations = relations if relations.exists() else META_DIR / "rel2id.json"
     return {
         "relations": relations,
         "classes": relation_ids(relations),

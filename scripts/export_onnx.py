@@ -24,7 +24,7 @@ from transformers import AutoModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.hub import fetch, load_shared
+from engine.checkpoint import fetch, load_model
 from inputs.files import InputError, OneLineParser, run_main, write_atomically
 from model import ATLOP, entity_attention, entity_embeddings, extract, pair_attention
 from prepro import entity_pairs
@@ -59,7 +59,7 @@ class OneDocument(torch.nn.Module):
         contexts = pair_attention(attention, in_first) @ tokens[0]  # [P, d]
         z_head = extract(model.head_extractor, entities, pairs[:, 0], contexts, slice(None))
         z_tail = extract(model.tail_extractor, entities, pairs[:, 1], contexts, slice(None))
-        size = model.sizes["block_size"]
+        size = model.config.block_size
         u, v = (z.unflatten(1, (-1, size)) for z in (z_head, z_tail))  # [P, blocks, size]
         outer = u[:, :, :, None] * v[:, :, None, :]
         return model.bilinear(outer.flatten(1))
@@ -141,7 +141,7 @@ def main(argv=None):
     except ImportError as error:
         raise InputError(f"{error.name} is missing: pip install -r requirements-onnx.txt") from None
     set_seed(0)
-    model = load_shared(fetch(args.model))
+    model = load_model(fetch(args.model)).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     difference = export(model, Path(args.output))
     print(f"{args.output}: logits as the model's, to {difference:.1e}")

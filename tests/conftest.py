@@ -21,13 +21,14 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from backbones import BACKBONES
+import train
 from encoders.loading import (
     build_encoder,
     load_tokenizer,
 )
 from engine.checkpoint import save_config, save_weights
-from inputs.files import read_documents, relation_ids, write_json
+from inputs.files import read_documents, relation_ids
+from model import new_model
 from predict import RelationExtractor
 from prepro import docred_features
 from utils import set_seed
@@ -129,10 +130,11 @@ def eager_copy(encoder):
 SMALL = {"docunet": {"unet_out_dim": 16, "down_dim": 8, "max_height": 12}}
 
 
-def small_model(seed=0, backbone="atlop", **more):
+def small_model(seed=0, backbone="atlop", settings=None, **more):
     """A model in eval mode with large enough random weights that its logits differ."""
     set_seed(seed)
-    model = BACKBONES[backbone](small_encoder(**more), emb_size=64, **SMALL.get(backbone, {}))
+    sizes = {"emb_size": 64, **SMALL.get(backbone, {}), **(settings or {})}
+    model = new_model(small_encoder(**more), backbone=backbone, **sizes)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.2)
@@ -192,6 +194,23 @@ def demo(tmp_path_factory):
     return folder
 
 
+def flags(demo, output, *more):
+    """The flags of a short run; a name may be given anew in `more`."""
+    return [
+        *("--data_dir", str(demo), "--model_name_or_path", str(demo / "encoder")),
+        *("--output_dir", str(output), "--emb_size", "64", "--num_train_epochs", "2"),
+        *("--learning_rate", "1e-3", "--classifier_lr", "1e-3", "--device", "cpu", *more),
+    ]
+
+
+@pytest.fixture(scope="session")
+def finished(demo, tmp_path_factory):
+    """A finished run."""
+    output = tmp_path_factory.mktemp("run") / "a"
+    train.main(flags(demo, output, "--save_logits", "--evaluation_steps", "3"))
+    return output
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """A WordPiece tokenizer that can spell any word in ASCII."""
@@ -205,21 +224,19 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=pieces, **specials)
 
 
-def runnable(model, tokenizer, loss_type="ATL"):
-    model.run = {"loss_type": loss_type, "num_labels": 4, "max_seq_length": 1024}
-    model.rel2id, model.tokenizer = REL2ID, tokenizer
-    return model
+def save_run(model, tokenizer, path):
+    """What train.py leaves of a model."""
+    path.mkdir(exist_ok=True)
+    save_config(model, path)
+    save_weights(model, path)
+    tokenizer.save_pretrained(path)
 
 
 @pytest.fixture(scope="session")
 def folder(tokenizer, tmp_path_factory):
     """A run folder, as train.py writes it."""
     path = tmp_path_factory.mktemp("run")
-    model = runnable(small_model(), tokenizer)
-    save_config(model, path, run=model.run)
-    save_weights(model, path)
-    write_json(path / "rel2id.json", REL2ID)
-    tokenizer.save_pretrained(path / "tokenizer")
+    save_run(small_model(), tokenizer, path)
     return path
 
 

@@ -10,7 +10,8 @@ from itertools import islice, product
 
 import numpy as np
 
-from engine.hub import load_shared
+from encoders.loading import load_tokenizer
+from engine.checkpoint import load_model
 from inputs.files import LONGEST, InputError
 from predict import RelationExtractor
 
@@ -219,6 +220,6 @@ def hostile_arrays():
 
 def predicts(folder):
     """Loads a run folder and uses it."""
-    record = RelationExtractor(load_shared(folder), device="cpu")(TEXT)
+    record = RelationExtractor(load_model(folder), load_tokenizer(folder), device="cpu")(TEXT)
     assert all(np.isfinite(x["score"]) for x in record["relations"] + record["missed"])
     return record

@@ -17,7 +17,7 @@ from test_train import flags, without_times
 
 import train
 from engine import distributed, resume
-from engine.options import build_parser
+from engine.options import parse_runs
 from inputs.files import InputError, write_json
 
 
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_once(steady, tmp_path, more, message):
 
 
 def test_docunet_needs_gpus(steady, monkeypatch):
-    args = build_parser().parse_args(flags(steady, "", "--backbone", "docunet"))
+    (args,) = parse_runs(flags(steady, "", "--backbone", "docunet"))
     alone = train.Run(args)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(InputError, match="trains in several processes on GPUs only"):

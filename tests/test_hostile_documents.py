@@ -142,7 +142,7 @@ def test_documents_of_broken_bytes(tmp_path, works, folder, tokenizer, monkeypat
     path, good = tmp_path / "a.json", tmp_path / "good.json"
     good.write_bytes(as_bytes([{"title": "Title 0", "h_idx": 0, "t_idx": 1, "r": "P17"}]))
     args = argparse.Namespace(**ARGS | {"data_dir": tmp_path})
-    monkeypatch.setattr(predict, "load_shared", lambda _: pytest.fail("it should be refused"))
+    monkeypatch.setattr(predict, "load_model", lambda _: pytest.fail("it should be refused"))
     seen = Counter()
     for change in BYTES.values():
         path.write_bytes(change(as_bytes(BASE)))

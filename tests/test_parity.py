@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import read, shared
 
-from backbones import BACKBONES
+import backbones  # noqa: F401
 from encoders.loading import build_encoder, transformer_type
 from engine.checkpoint import load_weights
 from engine.training import make_optimizer, make_schedule, train_step
 from evaluation import count_patterns, evaluate
 from losses import decode, get_loss
+from model import new_model
 from prepro import entity_pairs
 from utils import collate, special_tokens
 
@@ -35,8 +36,8 @@ def build(golden_models, folder, dropout=None):
         sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     encoder = build_encoder("", sizes, weights=False)
     names = "emb_size block_size unet_in_dim unet_out_dim down_dim max_height".split()
-    backbone = BACKBONES[folder.rsplit("_", 1)[0]]
-    model = backbone(encoder, **{name: config[name] for name in names if name in config})
+    sizes = {name: config[name] for name in names if name in config}
+    model = new_model(encoder, backbone=folder.rsplit("_", 1)[0], **sizes)
     load_weights(model, golden_models / folder / "state_dict.safetensors")
     return model.eval(), config
 

@@ -18,7 +18,7 @@ from conftest import (
     eager_copy,
     make_document,
     read,
-    runnable,
+    save_run,
     shared,
     small_model,
     text_with,
@@ -26,7 +26,7 @@ from conftest import (
 from test_documents import FORMS, GOOD
 
 import predict
-from engine import hub
+from engine import checkpoint
 from evaluation import evaluate, prediction_patterns
 from inputs.files import InputError, read_documents, read_predictions, run_main, write_json
 from inputs.texts import new_documents
@@ -173,10 +173,10 @@ def test_official_format_is_accepted_by_the_scorer(folder, extractor, tmp_path):
 
 @pytest.mark.parametrize("loss_type,lower", [("ATL", 25), ("balance_softmax", 18)])
 def test_missed_relations_and_their_patterns(tokenizer, loss_type, lower):
-    model = runnable(small_model(seed=3), tokenizer, loss_type)
+    model = small_model(seed=3, settings={"loss_type": loss_type})
     with torch.no_grad():  # a high threshold: many pairs have no prediction at all
         model.bilinear.bias[1:] -= lower
-    extractor = RelationExtractor(model, device="cpu")
+    extractor = RelationExtractor(model, tokenizer, device="cpu")
     document = make_document(random.Random(5), 7) | {"labels": []}
     (feature,) = docred_features([document], tokenizer)
     batch = extractor.collate([feature])
@@ -374,13 +374,11 @@ def test_bad_flags_end_with_one_line_and_code_2(folder, tmp_path, name, monkeypa
 
 
 BAD_FOLDERS = {
-    "no tokenizer": (lambda f, c: None, "the model has no tokenizer"),
-    "no loss": (lambda f, c: c.pop("run"), "the model does not say what loss"),
-    "classes": (
-        lambda f, c: write_json(f / "rel2id.json", {"Na": 0, "P17": 1}),
-        "rel2id.json has 2 classes, the model 97",
-    ),
-    "vocabulary": (lambda f, c: None, "tokenizer: id "),
+    "no tokenizer": ({}, "cannot be loaded"),
+    "no loss": ({"loss_type": "x"}, "loss_type: 'x' is none of ATL"),
+    "classes": ({"id2label": {"0": "Na"}, "label2id": {"Na": 0}}, "bilinear.weight is [97, "),
+    "encoder": ({"encoder": "bert-base-cased"}, "encoder: not an object"),
+    "vocabulary": ({}, "tokenizer: id "),
 }
 
 
@@ -388,11 +386,12 @@ BAD_FOLDERS = {
 def test_bad_run_folder(tokenizer, tmp_path, name):
     change, message = BAD_FOLDERS[name]
     model = small_model(vocab_size=20 if name == "vocabulary" else 8000)
-    runnable(model, None if name == "no tokenizer" else tokenizer)
-    model.save_pretrained(tmp_path / "run")
+    if name == "no tokenizer":
+        model.save_pretrained(tmp_path / "run")
+    else:
+        save_run(model, tokenizer, tmp_path / "run")
     config = read(tmp_path / "run/config.json")
-    change(tmp_path / "run", config)
-    write_json(tmp_path / "run/config.json", config)
+    write_json(tmp_path / "run/config.json", config | change)
     with pytest.raises(InputError) as error:
         RelationExtractor.from_pretrained(tmp_path / "run", device="cpu")(text_with())
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -401,7 +400,7 @@ def test_bad_run_folder(tokenizer, tmp_path, name):
 def test_fault_in_the_last_document_leaves_everything_as_it_was(folder, tmp_path, monkeypatch):
     (tmp_path / "in.json").write_text(f"[{GOOD}, {{}}]")
     (tmp_path / "out.json").write_text("old")
-    monkeypatch.setattr(predict, "load_shared", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(predict, "load_model", lambda _: pytest.fail("a model was loaded"))
     with pytest.raises(InputError, match="in.json: document 1: neither"):
         run(folder, tmp_path / "in.json", tmp_path / "out.json")
     assert (tmp_path / "out.json").read_text() == "old"
@@ -495,7 +494,7 @@ def test_model_of_the_hub(folder, corpus, expected, tmp_path, monkeypatch):
     """Downloaded with snapshot_download, here a stub."""
     asked = []
     monkeypatch.setattr(
-        hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder)
+        checkpoint, "snapshot_download", lambda name, **_: asked.append(name) or str(folder)
     )
     (tmp_path / "in.json").write_text(json.dumps(corpus))
     assert_same(run("somebody/model", tmp_path / "in.json", tmp_path / "out.json"), expected)
@@ -504,9 +503,8 @@ def test_model_of_the_hub(folder, corpus, expected, tmp_path, monkeypatch):
 
 def test_own_relations(tokenizer, tmp_path):
     """Relations without a name in meta/rel_info.json are called by their property."""
-    model = runnable(small_model(), tokenizer)
-    model.rel2id = {"Na": 0} | {f"X{i}": i for i in range(1, 97)}
-    model.save_pretrained(tmp_path)
+    rel2id = {"Na": 0} | {f"X{i}": i for i in range(1, 97)}
+    save_run(small_model(settings={"rel2id": rel2id}), tokenizer, tmp_path)
     extractor = RelationExtractor.from_pretrained(tmp_path, device="cpu")
     relations = extractor(make_document(random.Random(0)) | {"labels": []})["relations"]
     assert relations and all(x["relation"] == x["name"] and x["name"][0] == "X" for x in relations)

@@ -14,7 +14,7 @@ from conftest import REL2ID, ROOT, read, shared
 from test_evaluation import f1_of, slow_pattern
 
 import report
-from engine.options import build_parser
+from engine.options import Options
 from evaluation import (
     count_patterns,
     document_counts,
@@ -52,7 +52,7 @@ def labels_of(documents):
 def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, **args):
     """A run folder as train.py leaves it, of random scores that lean to what is right."""
     folder.mkdir(parents=True)
-    args = vars(build_parser().parse_args([])) | args
+    args = vars(Options()) | args
     args |= {"loss_type": loss_type, "seed": seed, "data_dir": str(data), "precision": "fp32"}
     args |= {"output_dir": str(folder), "rel2id": "meta/rel2id.json"}
     splits = {x: read(data / f"{x}_revised.json") for x in ("train", "dev", "test")}

@@ -84,7 +84,7 @@ def test_killed_at_a_random_moment(demo, whole, tmp_path, kill):
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
         # the start takes most of the time: wait until there is a run to be killed
-        while killed < 3 and not (output / "rel2id.json").exists() and time.monotonic() < deadline:
+        while killed < 3 and not (output / "config.json").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         try:
             timeout = None if killed == 3 else draw.uniform(0, 8)

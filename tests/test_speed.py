@@ -19,7 +19,7 @@ from encoders.rows import attention_rows, encode_windows, hooked
 from engine.training import epoch_groups
 from inputs.files import read_documents, relation_ids
 from losses import get_loss
-from model import ATLOP
+from model import new_model
 from prepro import read_docred
 from train import to_official
 from utils import collate, set_seed, special_tokens
@@ -63,7 +63,7 @@ def test_logits_and_all_gradients_equal_the_textbooks(tokenizer, real_features, 
     assert len(ours[chosen[0]]["input_ids"]) > 512  # two windows
     set_seed(0)
     encoder = small_encoder(kind, max_position_embeddings=520, type_vocab_size=2)
-    model = ATLOP(encoder, emb_size=64).double().train()
+    model = new_model(encoder, emb_size=64).double().train()
     opening, closing = special_tokens(tokenizer, kind)
     textbook = baseline.Baseline(model, opening, closing).train()
 
