@@ -15,9 +15,10 @@ import torch
 
 from backbones import BACKBONES
 from engine.options import SAVED_WITH_MODEL, build_parser
-from evaluation import PATTERNS, f1_of_counts, prediction_patterns, read_logits, shift_curve
+from evaluation import PATTERNS, f1_score, prediction_patterns, read_logits
 from inputs.files import META_DIR, InputError, field, is_number, printable, read_json, relation_ids
 from losses import LOSSES, margins
+from reporting.statistics import shift_curve
 
 DEFAULTS = vars(build_parser().parse_args([]))  # of flags that an older run does not have
 
@@ -277,7 +278,7 @@ def read_shifts(run):
     arrays = read_logits(path)
     above = margins(torch.from_numpy(arrays["logits"]), run["loss_type"], run["num_labels"])
     shifts, correct, predicted = shift_curve(above.numpy(), arrays["labels"])
-    f1 = f1_of_counts(correct, predicted, run["data"]["test"]["triples"])
+    f1 = f1_score(correct, predicted, run["data"]["test"]["triples"])
     unshifted = np.abs(shifts).argmin()  # the curve has 0 itself
     if abs(f1[unshifted] - run["test"]["f1"]) > 1e-6:
         raise InputError(f"{path}: its F1 is not that of results.json")

@@ -9,15 +9,10 @@ import statistics
 
 import numpy as np
 
-from evaluation import (
-    PATTERNS,
-    document_counts,
-    named_facts,
-    paired_bootstrap,
-    scores_of_counts,
-)
+from evaluation import PATTERNS, named_facts
 from inputs.files import InputError, read_predictions
 from reporting.runs import RATIOS
+from reporting.statistics import document_counts, paired_bootstrap, scores_of_counts
 
 MICRO = {"F1": ("test", "f1"), "Ign F1": ("test", "ign_f1")}
 MACRO = {"macro F1": ("test", "macro_f1"), "macro Ign F1": ("test", "macro_ign_f1")}

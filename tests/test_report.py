@@ -15,17 +15,13 @@ from test_evaluation import f1_of, slow_pattern
 
 import report
 from engine.options import build_parser
-from evaluation import (
-    count_patterns,
-    document_counts,
-    evaluate,
-    scores_of_counts,
-)
+from evaluation import count_patterns, evaluate
 from inputs.files import InputError, read_documents, run_main
 from losses import decode, threshold_of
 from prepro import entity_pairs
 from reporting import figures
 from reporting.runs import find_runs, group_runs
+from reporting.statistics import document_counts, scores_of_counts
 from reporting.tables import data_counts, data_tables
 from train import to_official
 from utils import save_arrays

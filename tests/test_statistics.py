@@ -10,9 +10,10 @@ from conftest import read
 
 import report
 import train
-from evaluation import best_shift, evaluate, gold_facts, paired_bootstrap, shift_curve
+from evaluation import evaluate, gold_facts
 from inputs.files import InputError, relation_ids
 from losses import decode, margins
+from reporting.statistics import best_shift, paired_bootstrap, shift_curve
 from train import to_official
 
 
