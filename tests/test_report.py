@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from prepro import entity_pairs
 from reporting import figures
 from reporting.runs import find_runs, group_runs
 from reporting.statistics import document_counts, scores_of_counts
-from reporting.tables import data_counts, data_tables
+from reporting.tables import data_tables, document_sizes
 from train import to_official
 from utils import save_arrays
 
@@ -99,7 +100,8 @@ def made(data, tmp_path_factory):
     pair = ["--pair", "test 1", "0", "1", "--pair", "dev 0", "Name 3", "Name 2"]
     where = ["--runs", str(root / "runs"), "--out", str(root / "out"), "--data_dir", str(data)]
     report.main([*where, *pair])
-    return root / "out", read(root / "out/report.json"), (root / "out/report.md").read_text()
+    markdown = re.sub(" +", " ", (root / "out/report.md").read_text())  # columns are padded
+    return root / "out", read(root / "out/report.json"), markdown
 
 
 def row_of(table, loss, backbone="atlop"):
@@ -230,7 +232,7 @@ def test_data_tables_on_the_real_dev_split():
         [500, entities / 500, triples / 500, sentences / 500]
     )
     documents[0]["labels"].append({"h": 3, "t": 3, "r": "P17"})  # a self-relation is no pair
-    assert data_counts(documents)["related"] == pairs - without
+    assert document_sizes(documents)["related"].sum() == pairs - without
     rounded = {name: round(x["ours"], 1) for name, x in table6["dev"].items()}
     assert rounded == {name: x["paper"] for name, x in table6["dev"].items()}
 
@@ -239,7 +241,7 @@ def test_data_tables_on_the_real_dev_split():
 
 
 def test_significance_in_the_report(made, data):
-    out, found, _ = made
+    out, found, markdown = made
     compared = found["groups"][0]["significance"]
     row = row_of(compared, "HingeABL")
     assert row["seeds"] == [1, 5, 42] and row_of(compared, "HingeABL:joint")["seeds"] == [5]
@@ -260,6 +262,9 @@ def test_significance_in_the_report(made, data):
         assert row[score]["low"] <= difference <= row[score]["high"]
     assert "HingeABL:m3 (atlop): no seed with ATL to compare with" in compared["notes"]
     assert "HingeABL (docunet): no runs of ATL to compare with" in compared["notes"]
+    assert "the interval is over test documents and seeds together" in markdown
+    text = f"| atlop | HingeABL | 1, 5, 42 | {row['f1']['difference']:+.2f} | "
+    assert f"{text}{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f} |" in markdown
 
 
 # --- Groups and folders that are no runs ------------------------------------------------------
