@@ -74,7 +74,7 @@ def paired_bootstrap(first, second, resamples=10_000, seed=0):
     first, second: `document_counts` of the runs, [seeds, documents, 4], run i of the one paired
     with run i of the other. Each resample draws documents and, apart from them, seeds with
     replacement, the same for both losses (Owen 2007, The pigeonhole bootstrap), and averages the
-    scores of the drawn seeds; one seed is always drawn, so the interval is over documents alone.
+    scores of the drawn seeds. With one seed the interval is over documents alone.
     Of few seeds it is too narrow: of s seeds it has (s - 1) / s of the variance between them.
 
     Returns for "f1" and "ign_f1" the difference first - second, the 95 % interval (low, high) of

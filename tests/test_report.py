@@ -277,6 +277,7 @@ def test_runs_that_differ_are_never_averaged(data, tmp_path):
         "rate": {"learning_rate": 1e-3},
         "encoder": {"model_name_or_path": "roberta-large"},
         "cap": {"num_labels": 3},
+        "flag": {"of_another_version": 3},
         "precision": {},
         "data": {},
     }
@@ -324,9 +325,13 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
         (root / name / "results.json").write_text(content)
     for name, change in {
         "nan": ("dev", "f1", math.nan),
+        "high": ("dev", "f1", 1.5),
+        "count": ("test", "FP", None),
         "loss": ("args", "loss_type", "X"),
         "margin": ("args", "margin", "x"),
-        "split": ("data", "more", 3),
+        "flag": ("args", "learning_rate", []),
+        "split": ("data", "dev", 3),
+        "untested": ("data", "test", None),
     }.items():
         results = read(root / "sound/results.json")
         results[change[0]][change[1]] = change[2]
@@ -341,14 +346,22 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     report.main(["--runs", str(root), "--out", str(root / "out"), "--data_dir", str(data)])
     found = read(root / "out/report.json")
     reasons = {x["folder"].rsplit("/")[-1]: x["reason"] for x in found["left_out"]}
-    assert reasons.pop("empty") == "results.json: the file is empty"
-    assert reasons.pop("cut").startswith("results.json: not valid JSON")
-    assert reasons.pop("foreign") == "results.json is not a finished run's: args: missing"
-    assert "expected an object, found list" in reasons.pop("list")
-    assert "dev.f1: nan is not a number" in reasons.pop("nan")
-    assert "args.loss_type: unknown 'X'" in reasons.pop("loss")
-    assert "args.margin: 'x' is not a number" in reasons.pop("margin")
-    assert "data.more: expected dict, found int" in reasons.pop("split")
+    no_run = "results.json is not a finished run's: "
+    assert reasons.pop("empty") == reasons.pop("cut") == no_run + "Input data was truncated"
+    assert reasons.pop("foreign") == no_run + "Object missing required field `args`"
+    assert reasons.pop("list") == no_run + "Expected `object`, got `array`"
+    assert reasons.pop("nan").startswith(no_run + "JSON is malformed: invalid character")
+    for name, field in {
+        "high": "dev.f1",
+        "count": "test.FP",
+        "loss": "args.loss_type",
+        "margin": "args.margin",
+        "flag": "args.learning_rate",
+        "split": "data.dev",
+    }.items():
+        reason = reasons.pop(name)
+        assert reason.startswith(no_run) and reason.endswith(f" - at `$.{field}`")
+    assert "data.test or tuned.test is missing" in reasons.pop("untested")
     assert reasons.pop("unfinished") == "unfinished: it has no results.json"
     assert reasons.pop("evaluation") == "only evaluates gone/run, whose results.json is not there"
     assert reasons.pop("other").startswith("not a run")
