@@ -81,8 +81,18 @@ def frequent_relations(counts, rel2id):
     return frozenset(sorted(counts, key=lambda r: (-counts[r], r))[:10])
 
 
-def _f1(precision, recall):
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+def f1_score(correct, predicted, gold):
+    """F1 of numbers of facts (numbers or arrays), 0 where nothing is predicted or true."""
+    return 2 * correct / np.maximum(predicted + gold, 1)
+
+
+def ign_f1_score(correct, predicted, gold, known):
+    """F1 with the known facts taken out of the correct and the predicted, but not out of the gold,
+    as the official scorer has it, its 1e-5 too."""
+    precision = (correct - known) / (predicted - known + 1e-5)
+    recall = correct / np.maximum(gold, 1)
+    both = precision + recall
+    return 2 * precision * recall / np.where(both, both, 1)
 
 
 def _ratio(part, whole):
@@ -106,46 +116,42 @@ def evaluate(predictions, truth, train=(), distant=(), frequent=FREQUENT):
     for x in predictions:
         submitted.setdefault((x["title"], x["h_idx"], x["t_idx"], x["r"]), x)
     correct = [key for key in submitted if key in gold]
-
-    def seen_in(facts):
-        return [key for key in correct if _is_known(documents[key[0]]["vertexSet"], key, facts)]
-
-    in_train, in_distant = seen_in(train) if train else [], seen_in(distant) if distant else []
-    scores = _micro(len(correct), len(submitted), len(gold))
-    scores["ign_f1"] = _ign_f1(len(correct), len(submitted), len(gold), len(in_train))
-    scores["ign_f1_distant"] = _ign_f1(len(correct), len(submitted), len(gold), len(in_distant))
-    scores |= _evidence(submitted, gold, documents)
+    in_train, in_distant = (known_of(correct, documents, facts) for facts in (train, distant))
+    counts = len(correct), len(submitted), len(gold)
+    scores = _micro(*counts)
+    scores["ign_f1"] = float(ign_f1_score(*counts, len(in_train)))
+    scores["ign_f1_distant"] = float(ign_f1_score(*counts, len(in_distant)))
+    scores["evi_f1"] = _evidence(submitted, gold, documents)
     scores |= _breakdowns(submitted, gold, correct, documents, frequent)
     scores |= _macro(submitted, gold, correct, in_train)
     return scores
 
 
-def _is_known(entities, key, facts):
-    _, h, t, r = key
-    heads, tails = ({mention["name"] for mention in entities[i]} for i in (h, t))
-    return any((head, tail, r) in facts for head in heads for tail in tails)
+def known_of(correct, documents, facts):
+    """Those of the correct keys (title, head, tail, property) whose fact, under any names of its
+    mentions, is among `facts` (see `named_facts`). documents: title -> document."""
+
+    def is_known(title, h, t, r):
+        entities = documents[title]["vertexSet"]
+        heads, tails = ({mention["name"] for mention in entities[i]} for i in (h, t))
+        return any((head, tail, r) in facts for head in heads for tail in tails)
+
+    return [key for key in correct if is_known(*key)] if facts else []
 
 
 def _micro(correct, predicted, gold, prefix=""):
-    precision, recall = _ratio(correct, predicted), _ratio(correct, gold)
-    names = ("precision", "recall") if not prefix else (f"{prefix}_p", f"{prefix}_r")
-    f1 = _f1(precision, recall)
-    return {f"{prefix}_f1" if prefix else "f1": f1, names[0]: precision, names[1]: recall}
-
-
-def _ign_f1(correct, predicted, gold, known):
-    """F1 with the known facts taken out of the correct and the predicted, not out of the gold."""
-    return _f1((correct - known) / (predicted - known + 1e-5), _ratio(correct, gold))
+    names = [f"{prefix}_{x}" for x in ("f1", "p", "r")] if prefix else ["f1", "precision", "recall"]
+    f1 = float(f1_score(correct, predicted, gold))
+    return dict(zip(names, (f1, _ratio(correct, predicted), _ratio(correct, gold)), strict=True))
 
 
 def _evidence(submitted, gold, documents):
+    """F1 of the evidence sentences, 0 where a submission names none."""
     given = {key: set(x["evidence"]) for key, x in submitted.items() if x.get("evidence")}
-    if not given:
-        return {"evi_f1": 0.0}
     correct = sum(len(given[key].intersection(gold[key])) for key in given if key in gold)
     predicted = sum(len(sentences) for key, sentences in given.items() if key[0] in documents)
     total = sum(len(set(sentences)) for sentences in gold.values())
-    return {"evi_f1": _f1(_ratio(correct, predicted), _ratio(correct, total))}
+    return float(f1_score(correct, predicted, total))
 
 
 def _breakdowns(submitted, gold, correct, documents, frequent):
@@ -177,19 +183,12 @@ def _breakdowns(submitted, gold, correct, documents, frequent):
 
 def _macro(submitted, gold, correct, in_train):
     """Mean of F1 and Ign F1 over the relations that have gold facts (the paper's Table 7)."""
-    of_gold, of_submitted, of_correct, of_known = (
-        Counter(key[3] for key in keys) for keys in (gold, submitted, correct, in_train)
-    )
-    f1, ign_f1 = [], []
-    for r, total in of_gold.items():
-        counts = of_correct[r], of_submitted[r], total
-        f1.append(_micro(*counts)["f1"])
-        ign_f1.append(_ign_f1(*counts, of_known[r]))
-    return {"macro_f1": _mean(f1), "macro_ign_f1": _mean(ign_f1)}
-
-
-def _mean(values):
-    return sum(values) / len(values) if values else 0.0
+    numbers = [Counter(key[3] for key in keys) for keys in (correct, submitted, gold, in_train)]
+    counts = np.array([[number[r] for r in numbers[2]] for number in numbers])
+    if not counts.size:
+        return {"macro_f1": 0.0, "macro_ign_f1": 0.0}
+    f1, ign_f1 = f1_score(*counts[:3]), ign_f1_score(*counts)
+    return {"macro_f1": float(f1.mean()), "macro_ign_f1": float(ign_f1.mean())}
 
 
 PATTERNS = ("TP", "TN", "FP", "FN_CRK", "FN_IRK")
@@ -230,113 +229,6 @@ def count_patterns(logits, labels, threshold=None, shift=0.0):
         "F/(T+F)": _ratio(false, len(patterns)),
         "FN/F": _ratio(missed, false),
         "FN_CRK/FN": _ratio(counts["FN_CRK"], missed),
-    }
-
-
-def shift_curve(margins, labels):
-    """Everything that a shift of the threshold can predict, from nothing to all that may be.
-
-    margins, labels: [pairs, classes] arrays; a relation is predicted where its margin (see
-    losses.margins; -inf: never) exceeds the shift. Returns (shifts, correct, predicted), [K + 1]
-    each for K distinct margins: falling shifts, one for each distinct set of predictions, and how
-    many relations it predicts and how many of these are right. A shift stands in the middle
-    between the two margins that it parts, or at 0 where they lie on either side of it.
-    """
-    margins, labels = np.asarray(margins), np.asarray(labels) > 0
-    possible = margins > -np.inf
-    values, right = margins[possible], labels[possible]
-    order = np.argsort(-values)
-    values, right = values[order], right[order]
-    last = np.flatnonzero(np.append(values[1:] != values[:-1], len(values) > 0))
-    predicted = np.append(0, last + 1)  # equal margins fall together
-    correct = np.append(0, right.cumsum()[last])
-    levels = values[last]
-    upper, lower = np.append(np.inf, levels), np.append(levels, -np.inf)
-    upper, lower = upper.astype(values.dtype), lower.astype(values.dtype)
-    with np.errstate(invalid="ignore"):  # inf - inf where no relation is possible
-        shifts = lower / 2 + upper / 2
-    shifts[0], shifts[-1] = lower[0], np.nextafter(upper[-1], lower[-1])
-    shifts = np.where(shifts < upper, shifts, lower)  # neighbouring numbers have no middle
-    shifts = np.where((lower <= 0) & (upper > 0), 0, shifts)
-    return shifts, correct, predicted
-
-
-def best_shift(margins, labels, gold):
-    """The shift of the threshold with the best micro F1; of equal ones, the nearest to 0.
-
-    gold: number of facts to be found (`len(gold_facts(documents))`), which may be more than
-    `labels` has. Exact: no other shift gives a better F1. For the rest see `shift_curve`.
-    """
-    shifts, correct, predicted = shift_curve(margins, labels)
-    f1 = f1_of_counts(correct, predicted, gold)
-    best = shifts[f1 == f1.max()]
-    return float(best[np.abs(best).argmin()])
-
-
-def f1_of_counts(correct, predicted, gold):
-    """Micro F1 from numbers of facts (arrays or numbers), 0 where nothing is predicted or true."""
-    return 2 * correct / np.maximum(predicted + gold, 1)
-
-
-def document_counts(predictions, truth, train=()):
-    """Numbers of facts in every document, [documents, 4] int: correct, predicted, to be found, and
-    correct ones that train knows (see `evaluate`, whose scores their sums give). Predictions of
-    titles that are not in `truth` have no place here: KeyError.
-    """
-    train = train if isinstance(train, (set, frozenset)) else named_facts(train)
-    row = {document["title"]: i for i, document in enumerate(truth)}
-    submitted = {(x["title"], x["h_idx"], x["t_idx"], x["r"]) for x in predictions}
-    gold = gold_facts(truth)
-    correct = submitted & gold.keys()
-    known = [key for key in correct if _is_known(truth[row[key[0]]]["vertexSet"], key, train)]
-    counts = np.zeros((len(truth), 4), dtype=np.int64)
-    for column, keys in enumerate((correct, submitted, gold, known)):
-        for key in keys:
-            counts[row[key[0]], column] += 1
-    return counts
-
-
-def scores_of_counts(counts):
-    """F1 and Ign F1, [..., 2], of numbers of facts as in `document_counts`, [..., 4]."""
-    correct, predicted, gold, known = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    precision = (correct - known) / (predicted - known + 1e-5)
-    recall = correct / np.maximum(gold, 1)
-    both = precision + recall
-    ign_f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
-    return np.stack([f1_of_counts(correct, predicted, gold), ign_f1], axis=-1)
-
-
-def paired_bootstrap(first, second, resamples=10_000, seed=0):
-    """How sure the difference of two sets of runs on the same documents is.
-
-    first, second: `document_counts` of the runs, [runs, documents, 4], run i of the one paired
-    with run i of the other. The documents are drawn anew with replacement, the same for both; the
-    runs are kept, and their scores averaged. Returns for "f1" and "ign_f1" the difference first -
-    second, the 95 % interval (low, high) of the resampled ones, and a two-sided p: twice the share
-    of them that lies on the other side of 0, at least 2 / (resamples + 1), at most 1.
-    """
-    both = np.stack([first, second]).astype(np.float64)
-    documents = both.shape[2]
-    generator = np.random.default_rng(seed)
-    probabilities = np.full(documents, 1 / documents)
-
-    def difference(times):  # how often each document is drawn, [B, documents] -> [B, 2]
-        scores = scores_of_counts(times @ both).mean(1)
-        return scores[0] - scores[1]
-
-    observed = difference(np.ones((1, documents)))[0]
-    drawn = np.concatenate(
-        [
-            difference(generator.multinomial(documents, probabilities, size).astype(np.float64))
-            for size in np.diff([*range(0, resamples, 1000), resamples])
-        ]
-    )
-    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-    other_side = 1 + np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
-    p = np.minimum(2 * other_side / (resamples + 1), 1)
-    return {
-        name: {"difference": observed[i], "low": low[i], "high": high[i], "p": p[i]}
-        for i, name in enumerate(("f1", "ign_f1"))
     }
 
 

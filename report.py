@@ -31,8 +31,9 @@ from inputs.files import (
 )
 from losses import LOSSES
 from prepro import entity_pairs
+from reporting.markdown import cell_text, to_markdown
 from reporting.runs import find_runs, group_runs, read_curve, read_pair, read_shifts, relations_file
-from reporting.tables import data_tables, group_tables, measure, significance
+from reporting.tables import data_tables, frame_of, group_tables, make_table, significance
 
 try:
     from reporting import figures
@@ -173,7 +174,7 @@ def draw_training(backbone, rows, styles, draw, notes):
 
 def draw_patterns(backbone, rows, draw):
     counts = {
-        loss: {name: measure([run["dev"][name] for run in runs])["mean"] for name in PATTERNS}
+        loss: {name: np.mean([run["dev"][name] for run in runs]) for name in PATTERNS}
         for loss, runs in rows.items()
     }
     caption = f"{backbone}: false predictions on dev by pattern; mean of the seeds"
@@ -212,166 +213,6 @@ def draw_pair(backbone, rows, place, losses, relations, draw, notes):
     if cases:
         caption = f"Figure 1b and 1c, {backbone}, {split}: {title}"
         draw(figures.pair_scores(cases, names, title), f"{backbone} pair{number}", caption)
-
-
-# --- Markdown ---------------------------------------------------------------------------------
-
-
-def plain(text):
-    """Text that Markdown shows as it is: one line, no markup, no border of a table."""
-    return re.sub(r"([\\`*\[\]<>|&$])", r"\\\1", printable(text))
-
-
-def bullets(texts):
-    return "\n".join(f"- {plain(text)}" for text in texts)
-
-
-def pictures(figures):
-    return [f"![{plain(x['caption'])}]({x['file']})\n\n{plain(x['caption'])}" for x in figures]
-
-
-def markdown_table(head, rows):
-    lines = [map(plain, head), ["---"] * len(head), *(map(plain, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def number_text(x, column):
-    """Counts with one decimal, shares and shifts with two."""
-    return "–" if x is None else f"{x:.{1 if column in PATTERNS else 2}f}"
-
-
-def cell_text(cell, column, num_seeds):
-    if not cell["n"]:
-        return "no runs"
-    text = number_text(cell["mean"], column)
-    if cell["std"] is not None:
-        text += f" ± {number_text(cell['std'], column)}"
-    return text if cell["n"] == num_seeds else f"{text} ({cell['n']} of {num_seeds} seeds)"
-
-
-def runs_table(table):
-    """Markdown of a table of runs: beside every column of ours the paper's, where it has one."""
-    several = any(row["backbone"] != "atlop" for row in table["rows"])
-    with_paper = any("paper" in cell for row in table["rows"] for cell in row["cells"].values())
-    head = ["backbone"] * several + ["loss"]
-    for column in table["columns"]:
-        head += [column] + [f"{column} (paper)"] * with_paper
-    lines = []
-    for row in table["rows"]:
-        seeds, line = row["seeds"], [row["backbone"]] * several + [row["loss"]]
-        for column, cell in row["cells"].items():
-            line.append(cell_text(cell, column, len(seeds)))
-            if with_paper:
-                line.append(number_text(cell["paper"], column))
-        lines.append([*line, f"{len(seeds)}: {', '.join(map(str, seeds))}" if seeds else "0"])
-    title = f"### {table['name']}: {table['title']}"
-    notes = [f"Paper: {note}." for note in table.get("notes", [])]
-    return [title, markdown_table([*head, "seeds"], lines), *notes]
-
-
-def significance_table(found):
-    reference = found["reference"]
-    names = {"f1": "F1", "ign_f1": "Ign F1"}
-    names = {key: name for key, name in names.items() if any(key in row for row in found["rows"])}
-    head = ["backbone", "loss", "seeds"]
-    for name in names.values():
-        head += [f"{name} - {reference}'s", "95 % interval", "p"]
-    lines = []
-    for row in found["rows"]:
-        line = [row["backbone"], row["loss"], ", ".join(map(str, row["seeds"]))]
-        for x in (row[key] for key in names):
-            line += [f"{x['difference']:+.2f}", f"{x['low']:+.2f} to {x['high']:+.2f}"]
-            line.append(f"{x['p']:.4f}")
-        lines.append(line)
-    text = (
-        f"Paired bootstrap over the test documents, {found['resamples']:,} resamples; the seeds "
-        "that both losses have are paired and averaged, not resampled. p is two-sided, at least "
-        f"{2 / (found['resamples'] + 1):.4f}."
-    )
-    title = f"### Significance: difference from {plain(reference)} (test)"
-    notes = [bullets(found["notes"])] * bool(found["notes"])
-    return [title, text, *[markdown_table(head, lines)] * bool(lines), *notes]
-
-
-def data_markdown(table5, table6):
-    lines = [
-        [name.replace("_", " "), *(f"{number:g}" for number in (round(x["ours"], 2), x["paper"]))]
-        for name, x in table5.items()
-    ]
-    parts = ["### Table 5: all splits in --data_dir together"]
-    parts.append(markdown_table(["", "counted", "paper (Re-DocRED)"], lines))
-    head = ["", *(f"{split}{paper}" for split in table6 for paper in ("", " (paper)"))]
-    lines = []
-    for name in next(iter(table6.values())):
-        cells = [x for split in table6.values() for x in split[name].values()]
-        lines.append([name, *(f"{x:,}" if name == "documents" else f"{x:.2f}" for x in cells)])
-    parts += ["### Table 6: means over the documents of each split", markdown_table(head, lines)]
-    return ["## Data", *parts]
-
-
-def settings_text(group, first, paper):
-    """What the runs of a group share, and what tells the group from the first one."""
-    settings = dict(group["settings"])
-    data = [
-        f"{split}: {x['file']}, {x['documents']:,} documents, {x['triples']:,} triples, SHA-256 "
-        f"{x['sha256'][:12]}"
-        for split, x in group["data"].items()
-    ]
-    encoder = settings.pop("model_name_or_path")
-    recipe = ", ".join(f"{k} {v}" for k, v in settings.items() if v not in ("", None))
-    lines = [f"data: {'; '.join(data)}", f"encoder: {encoder}", f"recipe: {recipe}"]
-    if group is not first:
-        now, then = group["settings"], first["settings"]
-        other = [
-            f"{k} {now.get(k, 'unknown')}, not {then.get(k, 'unknown')}"
-            for k in sorted({*now, *then})
-            if now.get(k, "unknown") != then.get(k, "unknown")
-        ]
-        for split in sorted({*group["data"], *first["data"]}):
-            files = [x["data"].get(split, {}).get("sha256") for x in (group, first)]
-            other += [f"another {split} file"] * (files[0] != files[1])
-        other += ["other relations"] * (group["classes"] != first["classes"])
-        lines.append(f"differs from group 1 in: {'; '.join(other)}")
-    parts = [bullets(lines)]
-    documents = {split: x["documents"] for split, x in group["data"].items()}
-    theirs = {split: x["documents"] for split, x in paper["table6_splits"].items()}
-    if documents != theirs:
-        parts.append(
-            "- **these are not the paper's data** (Re-DocRED, "
-            f"{' / '.join(map(str, theirs.values()))} documents): its numbers are no yardstick here"
-        )
-    return "\n".join(parts)
-
-
-HEADER = """# Report
-
-Mean ± sample standard deviation (n - 1) over seeds, in percent where it is a share. "paper" marks
-the paper's own numbers: {source}. Runs of different data, encoder or recipe stand in groups
-of their own. HingeABL is with --hinge_norm separate and margin 5 unless its name says otherwise
-(:joint, :m3), AML with margin 1 (:m2), AFL with gamma 1 (:g2)."""
-
-
-def to_markdown(report, groups, paper):
-    parts = [HEADER.format(source=paper["source"])]
-    if report["left_out"]:
-        lines = [f"{x['folder']}: {x['reason']}" for x in report["left_out"]]
-        parts += ["## Left out", bullets(lines)]
-    for number, (group, found) in enumerate(zip(groups, report["groups"], strict=True), 1):
-        runs = sum(map(len, group["rows"].values()))
-        parts.append(f"## Group {number}: {runs} run{'s' * (runs > 1)}")
-        parts.append(settings_text(group, groups[0], paper))
-        for table in found["tables"]:
-            parts += runs_table(table)
-        if found["significance"]:
-            parts += significance_table(found["significance"])
-        parts += pictures(found["figures"])
-        parts += [bullets(found["notes"])] if found["notes"] else []
-    if report["table6"]:
-        parts += data_markdown(report["table5"], report["table6"])
-    if report["figures"]:
-        parts.append("## Losses")
-        parts += pictures(report["figures"])
-    return "\n\n".join(parts) + "\n"
 
 
 # --- The command ------------------------------------------------------------------------------
@@ -424,13 +265,14 @@ def report_group(number, group, splits, pairs, paper, args):
     if figures:
         draw = drawer(Path(args.out), shown, f"group{number} ")
         notes = draw_group(group, pairs, args.pair_losses, draw)
-    for (backbone, loss), runs in group["rows"].items():
-        cell = measure([100 * run["test"]["f1"] for run in runs if run["test"]])
-        print(f"group {number}  {backbone:10} {loss:18} test F1 {cell_text(cell, 'F1', len(runs))}")
+    runs = frame_of(group)
+    for row in make_table("", "", {"F1": "test.f1"}, runs)["rows"]:
+        text = cell_text(row["cells"]["F1"], "F1", len(row["seeds"]))
+        print(f"group {number}  {row['backbone']:10} {row['loss']:18} test F1 {text}")
     return {
         "settings": group["settings"],
         "data": group["data"],
-        "tables": group_tables(group, paper),
+        "tables": group_tables(runs, paper),
         "significance": compared,
         "figures": shown,
         "notes": notes,

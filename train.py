@@ -39,6 +39,7 @@ from inputs.files import (
 from losses import decode, margins, threshold_of
 from model import new_model
 from prepro import entity_pairs
+from reporting.statistics import best_shift
 from utils import (
     autocast,
     collate,
@@ -218,7 +219,7 @@ class Run:
         logits, labels = outputs["dev"]
         above = margins(logits, self.args.loss_type, self.args.num_labels).numpy()
         gold = len(evaluation.gold_facts(self.data.documents["dev"]))
-        shift = evaluation.best_shift(above, labels.numpy(), gold)
+        shift = best_shift(above, labels.numpy(), gold)
         scores = {split: self.score(split, *outputs[split], shift)[0] for split in outputs}
         return {"shift": shift} | scores
 

@@ -9,16 +9,19 @@ may be None).
 import json
 import os
 from pathlib import Path
+from typing import Annotated, Literal, TypedDict
 
+import msgspec
 import numpy as np
 import torch
 
 from backbones import BACKBONES
 from engine.options import SAVED_WITH_MODEL, SETTINGS, Options
-from evaluation import PATTERNS, f1_of_counts, prediction_patterns, read_logits, shift_curve
-from inputs.files import META_DIR, InputError, field, is_number, printable, read_json, relation_ids
+from evaluation import PATTERNS, f1_score, prediction_patterns, read_logits
+from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
 from losses import LOSSES, margins
 from model import DocREConfig
+from reporting.statistics import shift_curve
 
 DEFAULTS = vars(Options())  # of flags that an older run does not have
 # Flags that change no score, and those that a row of a table names. Every other flag is a setting,
@@ -26,8 +29,86 @@ DEFAULTS = vars(Options())  # of flags that an older run does not have
 NOT_SETTINGS = DEFAULTS.keys() - SETTINGS
 OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
 RATIOS = ("F/(T+F)", "FN/F", "FN_CRK/FN")
-LARGEST = 2**53  # of a number of pairs, steps, ...: beyond, a float cannot count
 SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *RATIOS)
+
+# --- The files that train.py writes, as far as the report reads them ---------------------------
+
+LARGEST = 2**53  # beyond, a float cannot count
+Whole = Annotated[int, msgspec.Meta(gt=-LARGEST, lt=LARGEST)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=LARGEST)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Setting = str | bool | Whole | float | None
+
+REQUIRED = {"loss_type": Literal[tuple(LOSSES)], "seed": Whole, "model_name_or_path": str}
+OPTIONAL = dict.fromkeys(DEFAULTS, Setting) | {
+    "backbone": Literal[tuple(BACKBONES)],
+    "hinge_norm": Literal["separate", "joint"],
+    "margin": float | None,
+    "gamma": float,
+    "num_labels": Whole,
+    "load_path": str,
+    **dict.fromkeys(OF_DOCUNET, float),
+}
+OPTIONAL = [(flag, kind, None) for flag, kind in OPTIONAL.items() if flag not in REQUIRED]
+Args = msgspec.defstruct("Args", [*REQUIRED.items(), *OPTIONAL])
+Scores = TypedDict("Scores", dict.fromkeys(SCORES, Share) | dict.fromkeys(PATTERNS, Count))
+
+
+class File(msgspec.Struct):
+    sha256: str
+    file: str
+    documents: Count
+    triples: Count
+
+
+class Data(msgspec.Struct, omit_defaults=True):
+    train: File
+    dev: File
+    test: File | None = None
+
+
+class Tuned(msgspec.Struct, omit_defaults=True):
+    shift: float
+    dev: Scores
+    test: Scores | None = None
+
+
+class Results(msgspec.Struct):
+    args: Args
+    data: Data
+    dev: Scores
+    test: Scores | None = None
+    tuned: Tuned | None = None
+
+    def __post_init__(self):
+        if self.test and not (self.data.test and (self.tuned is None or self.tuned.test)):
+            raise ValueError("test is there, but data.test or tuned.test is missing")
+
+
+class Flags(msgspec.Struct):
+    args: dict[str, Setting]  # also those that this version does not know: they are settings
+
+
+class Record(TypedDict):  # a line of metrics.jsonl
+    step: Count
+    loss: Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+    dev: TypedDict("Curve", dict.fromkeys(("precision", "recall", "f1"), Share))
+
+
+FAULTS = (OSError, ValueError, RecursionError, msgspec.MsgspecError)  # of reading such a file
+
+
+def read_results(path):
+    """A run's results, a dict, args: flag -> value. Raises InputError, naming the field."""
+    try:
+        content = path.read_bytes()
+        results = msgspec.to_builtins(msgspec.json.decode(content, type=Results))
+        return results | {"args": DEFAULTS | msgspec.json.decode(content, type=Flags).args}
+    except FAULTS as error:
+        raise InputError(f"{path} is not a finished run's: {error}") from None
+
+
+# --- Run folders ------------------------------------------------------------------------------
 
 
 def find_runs(root, skip):
@@ -68,19 +149,12 @@ def is_model(config):
         return False
 
 
-DATA_FIELDS = {"sha256": str, "file": str, "documents": int, "triples": int}
-
-
 def read_run(folder):
     """The run of a folder. Raises InputError, which says why it cannot be reported."""
     if not (folder / "results.json").exists():
         raise InputError("unfinished: it has no results.json")
-    results = read_json(folder / "results.json")
-    try:
-        check_results(results)
-    except InputError as error:
-        raise InputError(f"results.json is not a finished run's: {error}") from None
-    args = trained_with(DEFAULTS | results["args"])
+    results = read_results(folder / "results.json")
+    args = trained_with(results["args"])
     relations = folder / "config.json"
     if not is_model(relations):  # of an older run
         relations = folder / "rel2id.json"
@@ -95,60 +169,8 @@ def read_run(folder):
         "loss_type": args["loss_type"],
         "num_labels": args["num_labels"],
         "settings": settings_of(args),
-        "data": {
-            split: {name: record[name] for name in DATA_FIELDS}
-            for split, record in results["data"].items()
-        },
-        **{split: results.get(split) for split in ("dev", "test", "tuned")},
+        **{name: results[name] for name in ("data", "dev", "test", "tuned")},
     }
-
-
-def check_results(results):
-    """Raises InputError, naming the field, unless all that the report needs is there."""
-    if not isinstance(results, dict):
-        raise InputError(f"expected an object, found {type(results).__name__}")
-    args = field(results, "args", dict)
-    for name, kind in {"loss_type": str, "seed": int, "model_name_or_path": str}.items():
-        field(args, name, kind, "args")
-    if not -LARGEST < args["seed"] < LARGEST:
-        raise InputError(f"args.seed: {args['seed']} is no seed")
-    for name in ("margin", "gamma", *OF_DOCUNET):
-        value = args.get(name, DEFAULTS[name])
-        if not is_number(value) and not (name == "margin" and value is None):
-            raise InputError(f"args.{name}: {value!r:.80} is not a number")
-    for name, kind in {"num_labels": int, "load_path": str}.items():
-        field({name: DEFAULTS[name]} | args, name, kind, "args")
-    for name, value in settings_of(args).items():
-        field({name: str(name)}, name, str, "args")  # is text
-        if isinstance(value, str):
-            field(args, name, str, "args")
-        elif value is not None and not isinstance(value, bool) and not is_number(value, -LARGEST):
-            raise InputError(f"args.{name}: {value!r:.80} is no setting")
-    known_names = {"loss_type": LOSSES, "backbone": BACKBONES, "hinge_norm": ("separate", "joint")}
-    for name, known in known_names.items():
-        if args.get(name, DEFAULTS[name]) not in list(known):
-            raise InputError(f"args.{name}: unknown {args[name]!r:.80}")
-    data = field(results, "data", dict)
-    splits = ["train", "dev"] + ["test"] * ("test" in results)
-    for split in {*splits, *data}:
-        record = field(data, split, dict, "data")
-        for name, kind in DATA_FIELDS.items():
-            field(record, name, kind, f"data.{split}")
-            if kind is int and not 0 <= record[name] < LARGEST:
-                raise InputError(f"data.{split}.{name}: {record[name]} is no number of them")
-    parts = {split: field(results, split, dict) for split in splits[1:]}
-    if "tuned" in results:
-        tuned = field(results, "tuned", dict)
-        if not is_number(field(tuned, "shift", float, "tuned")):
-            raise InputError(f"tuned.shift: {tuned['shift']} is not a number")
-        parts |= {f"tuned.{split}": field(tuned, split, dict, "tuned") for split in splits[1:]}
-    for where, scores in parts.items():
-        for name in PATTERNS:
-            if not 0 <= field(scores, name, int, where) < LARGEST:
-                raise InputError(f"{where}.{name}: {scores[name]} is no number of pairs")
-        for name in SCORES:
-            if not 0 <= field(scores, name, float, where) <= 1:
-                raise InputError(f"{where}.{name}: {scores[name]} is not a number from 0 to 1")
 
 
 def trained_with(args):
@@ -164,12 +186,8 @@ def trained_with(args):
         return known | {"seed": str(source), "trained": "elsewhere"}
     if not os.path.isfile(source / "results.json"):  # False of a path that no file can have
         raise InputError(f"only evaluates {source}, whose results.json is not there")
-    trained = read_json(source / "results.json")
-    try:
-        check_results(trained)
-    except InputError as error:
-        raise InputError(f"only evaluates {source}, whose results.json: {error}") from None
-    return DEFAULTS | trained["args"] | {name: args[name] for name in SAVED_WITH_MODEL}
+    trained = read_results(source / "results.json")["args"]
+    return trained | {name: args[name] for name in SAVED_WITH_MODEL}
 
 
 def settings_of(args):
@@ -256,15 +274,11 @@ def read_curve(run):
     """The records of a run's metrics.jsonl. Raises InputError."""
     path = run["folder"] / "metrics.jsonl"
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for x in records:
-            numbers = [x["step"] / LARGEST, *(x["dev"][k] for k in ("precision", "recall", "f1"))]
-            if not all(is_number(x, 0, 1) for x in numbers) or not is_number(x["loss"], 0, 1e30):
-                raise ValueError(f"step {x['step']}: a score is not a number")
+        records = msgspec.json.Decoder(Record).decode_lines(path.read_bytes())
         if not records:
             raise ValueError("the file is empty")
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        raise InputError(f"{path}: no evaluations of a run: {error!r}") from None
+    except FAULTS as error:
+        raise InputError(f"{path}: no evaluations of a run: {error}") from None
     return records
 
 
@@ -277,7 +291,7 @@ def read_shifts(run):
     arrays = read_logits(path)
     above = margins(torch.from_numpy(arrays["logits"]), run["loss_type"], run["num_labels"])
     shifts, correct, predicted = shift_curve(above.numpy(), arrays["labels"])
-    f1 = f1_of_counts(correct, predicted, run["data"]["test"]["triples"])
+    f1 = f1_score(correct, predicted, run["data"]["test"]["triples"])
     unshifted = np.abs(shifts).argmin()  # the curve has 0 itself
     if abs(f1[unshifted] - run["test"]["f1"]) > 1e-6:
         raise InputError(f"{path}: its F1 is not that of results.json")

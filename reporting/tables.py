@@ -5,70 +5,68 @@ column -> {mean, std (sample; None of one run), n} and, where the paper has the 
 Scores are in percent, patterns are numbers of pairs, shifts are in units of the score.
 """
 
-import statistics
-
 import numpy as np
+import pandas as pd
 
-from evaluation import (
-    PATTERNS,
-    document_counts,
-    named_facts,
-    paired_bootstrap,
-    scores_of_counts,
-)
+from evaluation import PATTERNS, named_facts
 from inputs.files import InputError, read_predictions
-from reporting.runs import RATIOS
+from reporting.runs import RATIOS, SCORES
+from reporting.statistics import document_counts, paired_bootstrap, scores_of_counts
 
-MICRO = {"F1": ("test", "f1"), "Ign F1": ("test", "ign_f1")}
-MACRO = {"macro F1": ("test", "macro_f1"), "macro Ign F1": ("test", "macro_ign_f1")}
-FALSE = {name: ("dev", name) for name in ("FP", "FN_CRK", "FN_IRK")}
+# Columns of a table -> columns of `frame_of`.
+MICRO = {"F1": "test.f1", "Ign F1": "test.ign_f1"}
+MACRO = {"macro F1": "test.macro_f1", "macro Ign F1": "test.macro_ign_f1"}
+FALSE = {name: f"dev.{name}" for name in ("FP", "FN_CRK", "FN_IRK")}
+SHARES = {name: f"dev.{name}" for name in RATIOS}
 TUNED = {
-    "test F1": ("test", "f1"),
-    "test F1, shifted": ("tuned", "test", "f1"),
-    "test Ign F1": ("test", "ign_f1"),
-    "test Ign F1, shifted": ("tuned", "test", "ign_f1"),
-    "dev F1": ("dev", "f1"),
-    "dev F1, shifted": ("tuned", "dev", "f1"),
-    "shift": ("tuned", "shift"),
+    "test F1": "test.f1",
+    "test F1, shifted": "tuned.test.f1",
+    "test Ign F1": "test.ign_f1",
+    "test Ign F1, shifted": "tuned.test.ign_f1",
+    "dev F1": "dev.f1",
+    "dev F1, shifted": "tuned.dev.f1",
+    "shift": "tuned.shift",
 }
-VARIANTS = MICRO | {name: ("test", name) for name in ("precision", "recall", "FN/F", "FN_CRK/FN")}
+VARIANTS = MICRO | {x: f"test.{x}" for x in ("precision", "recall", "FN/F", "FN_CRK/FN")}
 
 
-def look_up(run, path):
-    """run[path[0]][path[1]] ..., in percent where it is a score; None where it is missing."""
-    value = run
-    for name in path:
-        value = (value or {}).get(name)
-    is_share = path[-1] not in (*PATTERNS, "shift")
-    return 100 * value if is_share and value is not None else value
+def frame_of(group):
+    """The runs of a group, one a row: backbone, loss, seed, and the scores by their place in
+    results.json, e.g. dev.FP or tuned.test.f1; shares in percent, NaN where a run has none."""
+    parts = ("backbone", "loss", "seed", "dev", "test", "tuned")
+    runs = [run for runs in group["rows"].values() for run in runs]
+    frame = pd.json_normalize([{name: run[name] for name in parts} for run in runs])
+    splits = ("dev", "test", "tuned.dev", "tuned.test")
+    shares = [f"{split}.{score}" for split in splits for score in SCORES]
+    counts = [f"{split}.{pattern}" for split in splits for pattern in PATTERNS]
+    frame = frame.reindex(columns=[*parts[:3], *shares, *counts, "tuned.shift"])
+    frame[shares] *= 100
+    return frame
 
 
 def measure(values):
-    """Mean, sample standard deviation and number of the values that are there."""
-    values = [x for x in values if x is not None]
+    """Mean, sample standard deviation and number of the values that are there, of a Series."""
+    mean, std, n = values.agg(["mean", "std", "count"])
     return {
-        "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "n": len(values),
+        "mean": float(mean) if n else None,
+        "std": float(std) if n > 1 else None,
+        "n": int(n),
     }
 
 
-def make_table(name, title, columns, rows, paper=None):
-    """columns: name -> path (see `look_up`); rows: (backbone, loss) -> runs; paper: (backbone,
-    loss) -> column -> number; its rows stand first, with or without runs."""
-    paper_rows = paper or {}
+def make_table(name, title, columns, runs, paper=None):
+    """columns: name -> column of runs; runs: see `frame_of`; paper: (backbone, loss) -> column ->
+    number; its rows stand first, with or without runs."""
     table = {"name": name, "title": title, "columns": list(columns), "rows": []}
-    for backbone, loss in [*paper_rows, *(row for row in rows if row not in paper_rows)]:
-        runs = rows.get((backbone, loss), [])
-        cells = {
-            column: measure([look_up(run, path) for run in runs])
-            for column, path in columns.items()
-        }
+    rows = zip(runs["backbone"], runs["loss"], strict=True)
+    for backbone, loss in dict.fromkeys([*(paper or {}), *rows]):
+        own = runs[(runs["backbone"] == backbone) & (runs["loss"] == loss)]
+        cells = {column: measure(own[place]) for column, place in columns.items()}
         if paper is not None:
-            printed = paper_rows.get((backbone, loss), {})
+            printed = paper.get((backbone, loss), {})
             for column, cell in cells.items():
                 cell["paper"] = printed.get(column)
-        seeds = [run["seed"] for run in runs]
+        seeds = own["seed"].tolist()
         table["rows"].append({"backbone": backbone, "loss": loss, "seeds": seeds, "cells": cells})
     return table
 
@@ -98,28 +96,27 @@ def paper_numbers(paper):
     }
 
 
-def group_tables(group, paper):
-    """Tables 1, 2, 3, 4 and 7 of a group, then those beyond the paper that it has runs for."""
-    rows, numbers = group["rows"], paper_numbers(paper)
-    of_atlop = {row: runs for row, runs in rows.items() if row[0] == "atlop"}
-    others = {row: runs for row, runs in rows.items() if row in numbers[2] or row[0] != "atlop"}
-    ratios = {name: ("dev", name) for name in RATIOS}
+def group_tables(runs, paper):
+    """Tables 1, 2, 3, 4 and 7 of a group's runs (see `frame_of`), then those beyond the paper that
+    it has runs for."""
+    numbers, of_atlop = paper_numbers(paper), runs["backbone"] == "atlop"
+    in_table2 = pd.MultiIndex.from_frame(runs[["backbone", "loss"]]).isin(list(numbers[2]))
+    of_hinge = runs["loss"].str.split(":").str[0] == "HingeABL"
+    micro, one_loss = runs[of_atlop], runs[in_table2 | ~of_atlop]
+    tuned, hinge = runs[runs["tuned.shift"].notna()], runs[of_hinge]
     tables = [
-        make_table("Table 1", "false predictions, number of pairs (dev)", FALSE, rows, numbers[1]),
+        make_table("Table 1", "false predictions, number of pairs (dev)", FALSE, runs, numbers[1]),
         make_table(
-            "Table 2", "backbones (test; the paper: RoBERTa-large)", MICRO, others, numbers[2]
+            "Table 2", "backbones (test; the paper: RoBERTa-large)", MICRO, one_loss, numbers[2]
         ),
-        make_table("Table 3", "losses (test; the paper: BERT-base)", MICRO, of_atlop, numbers[3]),
-        make_table("Table 4", "shares of the prediction patterns (dev)", ratios, rows, numbers[4]),
-        make_table("Table 7", "macro scores (test; the paper: BERT-base)", MACRO, rows, numbers[7]),
+        make_table("Table 3", "losses (test; the paper: BERT-base)", MICRO, micro, numbers[3]),
+        make_table("Table 4", "shares of the prediction patterns (dev)", SHARES, runs, numbers[4]),
+        make_table("Table 7", "macro scores (test; the paper: BERT-base)", MACRO, runs, numbers[7]),
     ]
-    tuned = {row: [run for run in runs if run["tuned"]] for row, runs in rows.items()}
-    tuned = {row: runs for row, runs in tuned.items() if runs}
-    if tuned:
+    if len(tuned):
         title = "the threshold shifted to the best dev F1: a relation needs s_r > s_TH + shift"
         tables.append(make_table("Threshold", title, TUNED, tuned))
-    hinge = {row: runs for row, runs in rows.items() if row[1].split(":")[0] == "HingeABL"}
-    if len({loss for _, loss in hinge}) > 1:
+    if hinge["loss"].nunique() > 1:
         title = "HingeABL's norm (separate, unless joint) and margin (5, unless m...) (test)"
         tables.append(make_table("Variants", title, VARIANTS, hinge))
     printed = paper["table3_bert_base_micro"].items()
@@ -148,7 +145,7 @@ def run_counts(run, truth, facts, rel2id):
 
 def significance(group, reference, splits, rel2id, resamples=10_000):
     """Every loss against the reference loss (of the same backbone), by paired bootstrap over the
-    test documents, over the seeds that both have. splits: "test" and, for Ign F1, "train" ->
+    test documents and the seeds that both have. splits: "test" and, for Ign F1, "train" ->
     documents. Returns a table whose rows have f1 and ign_f1, see `paired_bootstrap`, in percent."""
     facts = named_facts(splits["train"]) if "train" in splits else None
     rows, notes, counts = [], [], {}
@@ -182,44 +179,46 @@ def significance(group, reference, splits, rel2id, resamples=10_000):
 # --- Tables 5 and 6 ---------------------------------------------------------------------------
 
 
-def data_counts(documents):
-    """Totals over documents: documents, words, entities, pairs (ordered), related pairs, triples
-    (distinct), sentences, and the set of relations."""
-    triples = {(i, x["h"], x["t"], x["r"]) for i, d in enumerate(documents) for x in d["labels"]}
-    sizes = [len(document["vertexSet"]) for document in documents]
-    return {
-        "documents": len(documents),
-        "words": sum(len(sentence) for document in documents for sentence in document["sents"]),
-        "entities": sum(sizes),
-        "pairs": sum(n * (n - 1) for n in sizes),
-        "related": len({x[:3] for x in triples if x[1] != x[2]}),
-        "triples": len(triples),
-        "sentences": sum(len(document["sents"]) for document in documents),
-        "relations": {x[3] for x in triples},
-    }
+def document_sizes(documents):
+    """A frame, one document a row: words, entities, sentences, pairs (ordered), related ones of
+    these, and triples (distinct)."""
+    rows = []
+    for document in documents:
+        number = len(document["vertexSet"])
+        triples = {(x["h"], x["t"], x["r"]) for x in document["labels"]}
+        rows.append(
+            {
+                "words": sum(map(len, document["sents"])),
+                "entities": number,
+                "triples": len(triples),
+                "sentences": len(document["sents"]),
+                "pairs": number * (number - 1),
+                "related": len({(h, t) for h, t, _ in triples if h != t}),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def data_tables(splits, paper):
     """Tables 5 (all splits together) and 6: measure -> (ours, the paper's). splits: name ->
     documents."""
-    counts = {split: data_counts(documents) for split, documents in splits.items()}
-    whole = {
-        name: sum(x[name] for x in counts.values())
-        for name in ("documents", "words", "entities", "pairs", "related")
-    }
-    printed = paper["table5_whole_set"]
+    sizes = {split: document_sizes(documents) for split, documents in splits.items()}
+    whole, relations = pd.concat(sizes.values()), set()
+    for document in (x for documents in splits.values() for x in documents):
+        relations |= {x["r"] for x in document["labels"]}
     ours = {
-        "relations": len(set().union(*(x["relations"] for x in counts.values()))),
-        "words_per_document": whole["words"] / whole["documents"],
-        "entities_per_document": whole["entities"] / whole["documents"],
-        "entity_pairs_per_document": whole["pairs"] / whole["documents"],
-        "NA_percent": 100 * (1 - whole["related"] / max(whole["pairs"], 1)),
+        "relations": len(relations),
+        "words_per_document": float(whole["words"].mean()),
+        "entities_per_document": float(whole["entities"].mean()),
+        "entity_pairs_per_document": float(whole["pairs"].mean()),
+        "NA_percent": float(100 * (1 - whole["related"].sum() / max(whole["pairs"].sum(), 1))),
     }
-    table5 = {name: {"ours": ours[name], "paper": printed[name]} for name in ours}
+
+    def beside(ours, printed):
+        return {name: {"ours": number, "paper": printed[name]} for name, number in ours.items()}
+
     table6 = {}
-    for split, x in counts.items():
-        means = {name: x[name] / x["documents"] for name in ("entities", "triples", "sentences")}
-        means = {"documents": x["documents"]} | means
-        printed = paper["table6_splits"][split]
-        table6[split] = {n: {"ours": means[n], "paper": printed[n]} for n in means}
-    return table5, table6
+    for split, x in sizes.items():
+        means = x[["entities", "triples", "sentences"]].mean().to_dict()
+        table6[split] = beside({"documents": len(x)} | means, paper["table6_splits"][split])
+    return beside(ours, paper["table5_whole_set"]), table6

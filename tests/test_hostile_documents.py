@@ -29,10 +29,11 @@ from hypothesis import strategies as st
 import evaluation
 import predict
 from engine.data import Data
-from evaluation import document_counts, evaluate, read_logits
+from evaluation import evaluate, read_logits
 from inputs.files import read_documents, read_predictions, relation_ids
 from inputs.texts import as_docred, open_input, read_new_documents
 from prepro import docred_features
+from reporting.statistics import document_counts
 from train import to_official
 from utils import collate
 from viewing import page

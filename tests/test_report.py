@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -15,18 +16,14 @@ from test_evaluation import f1_of, slow_pattern
 
 import report
 from engine.options import Options
-from evaluation import (
-    count_patterns,
-    document_counts,
-    evaluate,
-    scores_of_counts,
-)
+from evaluation import count_patterns, evaluate
 from inputs.files import InputError, read_documents, run_main
 from losses import decode, threshold_of
 from prepro import entity_pairs
 from reporting import figures
 from reporting.runs import find_runs, group_runs
-from reporting.tables import data_counts, data_tables
+from reporting.statistics import document_counts, scores_of_counts
+from reporting.tables import data_tables, document_sizes
 from train import to_official
 from utils import save_arrays
 
@@ -103,7 +100,8 @@ def made(data, tmp_path_factory):
     pair = ["--pair", "test 1", "0", "1", "--pair", "dev 0", "Name 3", "Name 2"]
     where = ["--runs", str(root / "runs"), "--out", str(root / "out"), "--data_dir", str(data)]
     report.main([*where, *pair])
-    return root / "out", read(root / "out/report.json"), (root / "out/report.md").read_text()
+    markdown = re.sub(" +", " ", (root / "out/report.md").read_text())  # columns are padded
+    return root / "out", read(root / "out/report.json"), markdown
 
 
 def row_of(table, loss, backbone="atlop"):
@@ -234,7 +232,7 @@ def test_data_tables_on_the_real_dev_split():
         [500, entities / 500, triples / 500, sentences / 500]
     )
     documents[0]["labels"].append({"h": 3, "t": 3, "r": "P17"})  # a self-relation is no pair
-    assert data_counts(documents)["related"] == pairs - without
+    assert document_sizes(documents)["related"].sum() == pairs - without
     rounded = {name: round(x["ours"], 1) for name, x in table6["dev"].items()}
     assert rounded == {name: x["paper"] for name, x in table6["dev"].items()}
 
@@ -243,7 +241,7 @@ def test_data_tables_on_the_real_dev_split():
 
 
 def test_significance_in_the_report(made, data):
-    out, found, _ = made
+    out, found, markdown = made
     compared = found["groups"][0]["significance"]
     row = row_of(compared, "HingeABL")
     assert row["seeds"] == [1, 5, 42] and row_of(compared, "HingeABL:joint")["seeds"] == [5]
@@ -264,6 +262,9 @@ def test_significance_in_the_report(made, data):
         assert row[score]["low"] <= difference <= row[score]["high"]
     assert "HingeABL:m3 (atlop): no seed with ATL to compare with" in compared["notes"]
     assert "HingeABL (docunet): no runs of ATL to compare with" in compared["notes"]
+    assert "the interval is over test documents and seeds together" in markdown
+    text = f"| atlop | HingeABL | 1, 5, 42 | {row['f1']['difference']:+.2f} | "
+    assert f"{text}{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f} |" in markdown
 
 
 # --- Groups and folders that are no runs ------------------------------------------------------
@@ -276,6 +277,7 @@ def test_runs_that_differ_are_never_averaged(data, tmp_path):
         "rate": {"learning_rate": 1e-3},
         "encoder": {"model_name_or_path": "roberta-large"},
         "cap": {"num_labels": 3},
+        "flag": {"of_another_version": 3},
         "precision": {},
         "data": {},
     }
@@ -323,9 +325,13 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
         (root / name / "results.json").write_text(content)
     for name, change in {
         "nan": ("dev", "f1", math.nan),
+        "high": ("dev", "f1", 1.5),
+        "count": ("test", "FP", None),
         "loss": ("args", "loss_type", "X"),
         "margin": ("args", "margin", "x"),
-        "split": ("data", "more", 3),
+        "flag": ("args", "learning_rate", []),
+        "split": ("data", "dev", 3),
+        "untested": ("data", "test", None),
     }.items():
         results = read(root / "sound/results.json")
         results[change[0]][change[1]] = change[2]
@@ -340,14 +346,22 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     report.main(["--runs", str(root), "--out", str(root / "out"), "--data_dir", str(data)])
     found = read(root / "out/report.json")
     reasons = {x["folder"].rsplit("/")[-1]: x["reason"] for x in found["left_out"]}
-    assert reasons.pop("empty") == "results.json: the file is empty"
-    assert reasons.pop("cut").startswith("results.json: not valid JSON")
-    assert reasons.pop("foreign") == "results.json is not a finished run's: args: missing"
-    assert "expected an object, found list" in reasons.pop("list")
-    assert "dev.f1: nan is not a number" in reasons.pop("nan")
-    assert "args.loss_type: unknown 'X'" in reasons.pop("loss")
-    assert "args.margin: 'x' is not a number" in reasons.pop("margin")
-    assert "data.more: expected dict, found int" in reasons.pop("split")
+    no_run = "results.json is not a finished run's: "
+    assert reasons.pop("empty") == reasons.pop("cut") == no_run + "Input data was truncated"
+    assert reasons.pop("foreign") == no_run + "Object missing required field `args`"
+    assert reasons.pop("list") == no_run + "Expected `object`, got `array`"
+    assert reasons.pop("nan").startswith(no_run + "JSON is malformed: invalid character")
+    for name, field in {
+        "high": "dev.f1",
+        "count": "test.FP",
+        "loss": "args.loss_type",
+        "margin": "args.margin",
+        "flag": "args.learning_rate",
+        "split": "data.dev",
+    }.items():
+        reason = reasons.pop(name)
+        assert reason.startswith(no_run) and reason.endswith(f" - at `$.{field}`")
+    assert "data.test or tuned.test is missing" in reasons.pop("untested")
     assert reasons.pop("unfinished") == "unfinished: it has no results.json"
     assert reasons.pop("evaluation") == "only evaluates gone/run, whose results.json is not there"
     assert reasons.pop("other").startswith("not a run")

@@ -1,18 +1,21 @@
 """Threshold shift and bootstrap against slow code and known answers; --seeds, --tune_threshold."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 import test_train
 import torch
 from conftest import read
+from test_evaluation import f1_of
 
 import report
 import train
-from evaluation import best_shift, evaluate, gold_facts, paired_bootstrap, shift_curve
+from evaluation import evaluate, gold_facts
 from inputs.files import InputError, relation_ids
 from losses import decode, margins
+from reporting.statistics import best_shift, paired_bootstrap, shift_curve
 from train import to_official
 
 
@@ -25,9 +28,9 @@ def counts_of(correct):
 
 def test_bootstrap_against_normal_theory():
     rng = np.random.default_rng(1)
-    first, second = rng.random((2, 3, 2000)) < [[[0.52]], [[0.5]]]
+    first, second = rng.random((2, 1, 2000)) < [[[0.53]], [[0.5]]]
     found = paired_bootstrap(counts_of(first.astype(int)), counts_of(second.astype(int)))["f1"]
-    difference = (first.astype(float) - second).mean(0)  # per document, over 3 seeds
+    (difference,) = first.astype(float) - second  # per document, of one seed
     error = difference.std() / math.sqrt(2000)
     assert found["difference"] == pytest.approx(difference.mean())
     assert found["low"] == pytest.approx(difference.mean() - 1.96 * error, abs=0.1 * error)
@@ -46,6 +49,37 @@ def test_bootstrap_of_two_documents_and_of_equal_runs():
     assert paired_bootstrap(counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3) == paired_bootstrap(
         counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3
     )
+
+
+def test_bootstrap_over_documents_and_seeds():
+    """Three seeds and three documents: all draws of both, 27 x 27, are as likely as one another."""
+    rng = np.random.default_rng(7)
+    runs = np.zeros((2, 3, 3, 4), dtype=int)  # losses, seeds, documents
+    runs[..., 2] = gold = np.array([12, 9, 15])
+    runs[..., 1] = rng.integers(6, 20, (2, 3, 3))
+    runs[..., 0] = rng.integers(0, np.minimum(runs[..., 1], gold))
+    runs[..., 3] = rng.integers(0, runs[..., 0] + 1)
+
+    def slow_scores(documents):
+        correct, predicted, gold, known = sum(documents).tolist()
+        precision = correct / predicted, (correct - known) / (predicted - known + 1e-5)
+        return np.array([f1_of(x, correct / gold) for x in precision])
+
+    found = paired_bootstrap(*runs, resamples=20_000)
+    draws = list(product(range(3), repeat=3))
+    of_seeds = {}  # draw of documents -> difference per seed
+    for chosen in draws:
+        scores = [[slow_scores([run[i] for i in chosen]) for run in loss] for loss in runs]
+        of_seeds[chosen] = np.subtract(*scores)
+    drawn = np.array([x[list(seeds)].mean(0) for x in of_seeds.values() for seeds in draws])
+    for i, name in enumerate(("f1", "ign_f1")):
+        assert found[name]["difference"] == pytest.approx(of_seeds[0, 1, 2].mean(0)[i])
+        expected = np.percentile(drawn[:, i], (2.5, 97.5))
+        assert [found[name]["low"], found[name]["high"]] == pytest.approx(expected, abs=0.01)
+        share = min((drawn[:, i] <= 0).mean(), (drawn[:, i] >= 0).mean())
+        assert 0.01 < share < 0.45 and found[name]["p"] == pytest.approx(2 * share, rel=0.1)
+        width = np.ptp(np.percentile([x.mean(0)[i] for x in of_seeds.values()], (2.5, 97.5)))
+        assert np.ptp(expected) > 1.1 * width  # than over documents alone
 
 
 def slow_predictions(scores, loss_type, num_labels, shift):

@@ -1,0 +1,168 @@
+"""report.md: the tables, notes and figures of a report as Markdown."""
+
+import re
+
+import pandas as pd
+
+from evaluation import PATTERNS
+from inputs.files import printable
+
+
+def plain(text):
+    """Text that Markdown shows as it is: one line, no markup, no border of a table."""
+    return re.sub(r"([\\`*\[\]<>|&$])", r"\\\1", printable(text))
+
+
+def bullets(texts):
+    return "\n".join(f"- {plain(text)}" for text in texts)
+
+
+def pictures(figures):
+    return [f"![{plain(x['caption'])}]({x['file']})\n\n{plain(x['caption'])}" for x in figures]
+
+
+def markdown_table(head, rows):
+    cells = [[plain(cell) for cell in row] for row in rows]
+    frame = pd.DataFrame(cells, columns=[plain(name) for name in head])
+    return frame.to_markdown(index=False, disable_numparse=True)  # 58.00 stays 58.00
+
+
+def number_text(x, column):
+    """Counts with one decimal, shares and shifts with two."""
+    return "–" if x is None else f"{x:.{1 if column in PATTERNS else 2}f}"
+
+
+def cell_text(cell, column, num_seeds):
+    if not cell["n"]:
+        return "no runs"
+    text = number_text(cell["mean"], column)
+    if cell["std"] is not None:
+        text += f" ± {number_text(cell['std'], column)}"
+    return text if cell["n"] == num_seeds else f"{text} ({cell['n']} of {num_seeds} seeds)"
+
+
+def runs_table(table):
+    """Markdown of a table of runs: beside every column of ours the paper's, where it has one."""
+    several = any(row["backbone"] != "atlop" for row in table["rows"])
+    with_paper = any("paper" in cell for row in table["rows"] for cell in row["cells"].values())
+    head = ["backbone"] * several + ["loss"]
+    for column in table["columns"]:
+        head += [column] + [f"{column} (paper)"] * with_paper
+    lines = []
+    for row in table["rows"]:
+        seeds, line = row["seeds"], [row["backbone"]] * several + [row["loss"]]
+        for column, cell in row["cells"].items():
+            line.append(cell_text(cell, column, len(seeds)))
+            if with_paper:
+                line.append(number_text(cell["paper"], column))
+        lines.append([*line, f"{len(seeds)}: {', '.join(map(str, seeds))}" if seeds else "0"])
+    title = f"### {table['name']}: {table['title']}"
+    notes = [f"Paper: {note}." for note in table.get("notes", [])]
+    return [title, markdown_table([*head, "seeds"], lines), *notes]
+
+
+def significance_table(found):
+    reference = found["reference"]
+    names = {"f1": "F1", "ign_f1": "Ign F1"}
+    names = {key: name for key, name in names.items() if any(key in row for row in found["rows"])}
+    head = ["backbone", "loss", "seeds"]
+    for name in names.values():
+        head += [f"{name} - {reference}'s", "95 % interval", "p"]
+    lines = []
+    for row in found["rows"]:
+        line = [row["backbone"], row["loss"], ", ".join(map(str, row["seeds"]))]
+        for x in (row[key] for key in names):
+            line += [f"{x['difference']:+.2f}", f"{x['low']:+.2f} to {x['high']:+.2f}"]
+            line.append(f"{x['p']:.4f}")
+        lines.append(line)
+    text = (
+        f"Paired bootstrap, {found['resamples']:,} resamples: the interval is over test documents "
+        "and seeds together. Each resample draws documents, and seeds of those that both losses "
+        "have, with replacement and the same for both. Where both have one seed, the interval is "
+        "over documents alone; where they have few, it is too narrow. p is two-sided, at least "
+        f"{2 / (found['resamples'] + 1):.4f}."
+    )
+    title = f"### Significance: difference from {plain(reference)} (test)"
+    notes = [bullets(found["notes"])] * bool(found["notes"])
+    return [title, text, *[markdown_table(head, lines)] * bool(lines), *notes]
+
+
+def data_markdown(table5, table6):
+    lines = [
+        [name.replace("_", " "), *(f"{number:g}" for number in (round(x["ours"], 2), x["paper"]))]
+        for name, x in table5.items()
+    ]
+    parts = ["### Table 5: all splits in --data_dir together"]
+    parts.append(markdown_table(["", "counted", "paper (Re-DocRED)"], lines))
+    head = ["", *(f"{split}{paper}" for split in table6 for paper in ("", " (paper)"))]
+    lines = []
+    for name in next(iter(table6.values())):
+        cells = [x for split in table6.values() for x in split[name].values()]
+        lines.append([name, *(f"{x:,}" if name == "documents" else f"{x:.2f}" for x in cells)])
+    parts += ["### Table 6: means over the documents of each split", markdown_table(head, lines)]
+    return ["## Data", *parts]
+
+
+def settings_text(group, first, paper):
+    """What the runs of a group share, and what tells the group from the first one."""
+    settings = dict(group["settings"])
+    data = [
+        f"{split}: {x['file']}, {x['documents']:,} documents, {x['triples']:,} triples, SHA-256 "
+        f"{x['sha256'][:12]}"
+        for split, x in group["data"].items()
+    ]
+    encoder = settings.pop("model_name_or_path")
+    recipe = ", ".join(f"{k} {v}" for k, v in settings.items() if v not in ("", None))
+    lines = [f"data: {'; '.join(data)}", f"encoder: {encoder}", f"recipe: {recipe}"]
+    if group is not first:
+        now, then = group["settings"], first["settings"]
+        other = [
+            f"{k} {now.get(k, 'unknown')}, not {then.get(k, 'unknown')}"
+            for k in sorted({*now, *then})
+            if now.get(k, "unknown") != then.get(k, "unknown")
+        ]
+        for split in sorted({*group["data"], *first["data"]}):
+            files = [x["data"].get(split, {}).get("sha256") for x in (group, first)]
+            other += [f"another {split} file"] * (files[0] != files[1])
+        other += ["other relations"] * (group["classes"] != first["classes"])
+        lines.append(f"differs from group 1 in: {'; '.join(other)}")
+    parts = [bullets(lines)]
+    documents = {split: x["documents"] for split, x in group["data"].items()}
+    theirs = {split: x["documents"] for split, x in paper["table6_splits"].items()}
+    if documents != theirs:
+        parts.append(
+            "- **these are not the paper's data** (Re-DocRED, "
+            f"{' / '.join(map(str, theirs.values()))} documents): its numbers are no yardstick here"
+        )
+    return "\n".join(parts)
+
+
+HEADER = """# Report
+
+Mean ± sample standard deviation (n - 1) over seeds, in percent where it is a share. "paper" marks
+the paper's own numbers: {source}. Runs of different data, encoder or recipe stand in groups
+of their own. HingeABL is with --hinge_norm separate and margin 5 unless its name says otherwise
+(:joint, :m3), AML with margin 1 (:m2), AFL with gamma 1 (:g2)."""
+
+
+def to_markdown(report, groups, paper):
+    parts = [HEADER.format(source=paper["source"])]
+    if report["left_out"]:
+        lines = [f"{x['folder']}: {x['reason']}" for x in report["left_out"]]
+        parts += ["## Left out", bullets(lines)]
+    for number, (group, found) in enumerate(zip(groups, report["groups"], strict=True), 1):
+        runs = sum(map(len, group["rows"].values()))
+        parts.append(f"## Group {number}: {runs} run{'s' * (runs > 1)}")
+        parts.append(settings_text(group, groups[0], paper))
+        for table in found["tables"]:
+            parts += runs_table(table)
+        if found["significance"]:
+            parts += significance_table(found["significance"])
+        parts += pictures(found["figures"])
+        parts += [bullets(found["notes"])] if found["notes"] else []
+    if report["table6"]:
+        parts += data_markdown(report["table5"], report["table6"])
+    if report["figures"]:
+        parts.append("## Losses")
+        parts += pictures(report["figures"])
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,104 @@
+"""The best shift of the threshold, and how sure the difference of two losses is."""
+
+import numpy as np
+
+from evaluation import f1_score, gold_facts, ign_f1_score, known_of, named_facts
+
+
+def shift_curve(margins, labels):
+    """Everything that a shift of the threshold can predict, from nothing to all that may be.
+
+    margins, labels: [pairs, classes] arrays; a relation is predicted where its margin (see
+    losses.margins; -inf: never) exceeds the shift. Returns (shifts, correct, predicted), [K + 1]
+    each for K distinct margins: falling shifts, one for each distinct set of predictions, and how
+    many relations it predicts and how many of these are right. A shift stands in the middle
+    between the two margins that it parts, or at 0 where they lie on either side of it.
+    """
+    margins, labels = np.asarray(margins), np.asarray(labels) > 0
+    possible = margins > -np.inf
+    values, right = margins[possible], labels[possible]
+    order = np.argsort(-values)
+    values, right = values[order], right[order]
+    last = np.flatnonzero(np.append(values[1:] != values[:-1], len(values) > 0))
+    predicted = np.append(0, last + 1)  # equal margins fall together
+    correct = np.append(0, right.cumsum()[last])
+    levels = values[last]
+    upper, lower = np.append(np.inf, levels), np.append(levels, -np.inf)
+    upper, lower = upper.astype(values.dtype), lower.astype(values.dtype)
+    with np.errstate(invalid="ignore"):  # inf - inf where no relation is possible
+        shifts = lower / 2 + upper / 2
+    shifts[0], shifts[-1] = lower[0], np.nextafter(upper[-1], lower[-1])
+    shifts = np.where(shifts < upper, shifts, lower)  # neighbouring numbers have no middle
+    shifts = np.where((lower <= 0) & (upper > 0), 0, shifts)
+    return shifts, correct, predicted
+
+
+def best_shift(margins, labels, gold):
+    """The shift of the threshold with the best micro F1; of equal ones, the nearest to 0.
+
+    gold: number of facts to be found (`len(gold_facts(documents))`), which may be more than
+    `labels` has. Exact: no other shift gives a better F1. For the rest see `shift_curve`.
+    """
+    shifts, correct, predicted = shift_curve(margins, labels)
+    f1 = f1_score(correct, predicted, gold)
+    best = shifts[f1 == f1.max()]
+    return float(best[np.abs(best).argmin()])
+
+
+def document_counts(predictions, truth, train=()):
+    """Numbers of facts in every document, [documents, 4] int: correct, predicted, to be found, and
+    correct ones that train knows (see `evaluate`, whose scores their sums give). Predictions of
+    titles that are not in `truth` have no place here: KeyError.
+    """
+    train = train if isinstance(train, (set, frozenset)) else named_facts(train)
+    documents = {document["title"]: document for document in truth}
+    row = {title: i for i, title in enumerate(documents)}
+    submitted = {(x["title"], x["h_idx"], x["t_idx"], x["r"]) for x in predictions}
+    gold = gold_facts(truth)
+    correct = submitted & gold.keys()
+    counts = np.zeros((len(row), 4), dtype=np.int64)
+    for column, keys in enumerate((correct, submitted, gold, known_of(correct, documents, train))):
+        np.add.at(counts[:, column], [row[title] for title, *_ in keys], 1)
+    return counts
+
+
+def scores_of_counts(counts):
+    """F1 and Ign F1, [..., 2], of numbers of facts as in `document_counts`, [..., 4]."""
+    counts = np.moveaxis(np.asarray(counts), -1, 0)
+    return np.stack([f1_score(*counts[:3]), ign_f1_score(*counts)], axis=-1)
+
+
+def paired_bootstrap(first, second, resamples=10_000, seed=0):
+    """How sure the difference of two losses is, whose runs were scored on the same documents.
+
+    first, second: `document_counts` of the runs, [seeds, documents, 4], run i of the one paired
+    with run i of the other. Each resample draws documents and, apart from them, seeds with
+    replacement, the same for both losses (Owen 2007, The pigeonhole bootstrap), and averages the
+    scores of the drawn seeds. With one seed the interval is over documents alone.
+    Of few seeds it is too narrow: of s seeds it has (s - 1) / s of the variance between them.
+
+    Returns for "f1" and "ign_f1" the difference first - second, the 95 % interval (low, high) of
+    the resampled ones, and a two-sided p: twice the share of them that lies on the other side of 0,
+    at least 2 / (resamples + 1), at most 1.
+    """
+    both = np.stack([first, second]).astype(np.float64)
+    _, seeds, documents, _ = both.shape
+    generator = np.random.default_rng(seed)
+
+    def draw(number, size):  # how often each of them is drawn, [size, number]
+        return generator.multinomial(number, np.full(number, 1 / number), size)
+
+    def difference(of_documents, of_seeds):  # [B, documents], [B, seeds] -> [B, 2]
+        scores = scores_of_counts(of_documents @ both)  # [2, seeds, B, 2]
+        return np.einsum("bs,sbk->bk", of_seeds / seeds, scores[0] - scores[1])
+
+    observed = difference(np.ones((1, documents)), np.ones((1, seeds)))[0]
+    sizes = np.diff([*range(0, resamples, 1000), resamples])  # few at a time, to spare memory
+    drawn = np.concatenate([difference(draw(documents, n), draw(seeds, n)) for n in sizes])
+    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
+    other_side = 1 + np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
+    p = np.minimum(2 * other_side / (resamples + 1), 1)
+    return {
+        name: {"difference": observed[i], "low": low[i], "high": high[i], "p": p[i]}
+        for i, name in enumerate(("f1", "ign_f1"))
+    }
