@@ -26,6 +26,5 @@ DATA="$(data_dir "$@")"
   --num_train_epochs 30 \
   --max_seq_length 1024 \
   --seed 66 \
-  --num_class 97 \
   --precision auto \
   "$@"

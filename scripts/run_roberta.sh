@@ -32,6 +32,5 @@ LOSS="${LOSS:-HingeABL}"
   --num_train_epochs 30 \
   --max_seq_length 1024 \
   --seed 66 \
-  --num_class 97 \
   --precision auto \
   "$@"
