@@ -1,4 +1,4 @@
-"""Where the code lies: eight scripts at the root, floors above one another (tach.toml), no circle."""
+"""Where the code lies: eight scripts at the root, floors above one another, no circle."""
 
 import ast
 import shutil
