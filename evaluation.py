@@ -206,7 +206,7 @@ def prediction_patterns(logits, labels, threshold=None, shift=0.0):
     scores, labels = np.asarray(logits), np.asarray(labels)[:, 1:] > 0
     threshold = scores[:, :1] if threshold is None else threshold
     scores = scores[:, 1:]
-    predicted = scores - threshold > shift  # as losses.decode
+    predicted = scores - threshold > shift  # the rule of losses.decode
     holds, found = labels.any(1), predicted.any(1)
     lowest_true = np.where(labels, scores, np.inf).min(1)
     highest_false = np.where(labels, -np.inf, scores).max(1)

@@ -40,7 +40,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "matplotlib":
         raise
-    figures = None  # the tables do without
+    figures = None  # without matplotlib there are tables alone
 
 
 # --- Data files -------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def data_file(data_dir, name):
     path = Path(data_dir) / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise InputError(f"{path}: outside of --data_dir, so it is not read")
-    if not os.path.isfile(path):  # False of a path that no file can have
+    if not os.path.isfile(path):  # False, not an error, of a name with a NUL
         raise InputError(f"{path}: no such file")
     return path
 

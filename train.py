@@ -81,7 +81,7 @@ def build_model(args, rel2id):
         raise InputError(f"--backbone {args.backbone}: {error}") from None
     if state is not None:
         load_weights(model, path, state)
-    for name in sizes.keys() & vars(args).keys():  # those of given weights are not the flags'
+    for name in sizes.keys() & vars(args).keys():  # the sizes of given weights count
         setattr(args, name, sizes[name])
     return model
 
@@ -252,7 +252,7 @@ def start_wandb(args):
     import wandb
 
     if wandb.run:
-        wandb.finish()  # the seed before
+        wandb.finish()  # the run of the seed before
     folder = args.output_dir or None
     wandb.init(
         project=args.proj_name, name=args.run_name, mode=args.wandb, config=vars(args), dir=folder
@@ -284,7 +284,7 @@ def start_folder(run, args):
     save_config(run.model, run.folder)
     try:
         run.tokenizer.save_pretrained(run.folder)
-    except Exception as error:  # tokenizers raises Exception itself, of a full disk too
+    except Exception as error:  # tokenizers raises Exception itself
         raise InputError(f"{run.folder}: no tokenizer can be written: {error}") from None
 
 
@@ -345,7 +345,7 @@ def is_finished(args):
     """Whether there is nothing left to do for --resume."""
     finished = args.resume and (Path(args.output_dir) / "results.json").exists()
     if finished:
-        resume.remove_states(Path(args.output_dir))  # killed before it could
+        resume.remove_states(Path(args.output_dir))  # killed before it removed them
         print(f"finished before: {args.output_dir}")
     return finished
 
@@ -372,7 +372,7 @@ def make_runs(runs):
                 "--test_batch_size, or --max_seq_length"
             ) from None
         run.model = None
-        gc.collect()  # the memory of a run is the next seed's, also where it lies in cycles
+        gc.collect()  # models lie in cycles; the next seed needs their memory
 
 
 if __name__ == "__main__":

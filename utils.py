@@ -60,7 +60,7 @@ def window_starts(length, size, num_special):
     """
     if length <= size:
         return [0]
-    fresh = size - num_special  # what a window adds at most: its special tokens hide text
+    fresh = size - num_special  # what a window adds at most; special tokens hide the rest
     count = 2 if length <= 2 * size else 1 + -(-(length - size) // fresh)
     return [i * (length - size) // (count - 1) for i in range(count)]
 

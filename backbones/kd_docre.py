@@ -32,7 +32,7 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
         embeddings = self.combine(self.projection, entities, contexts, cells, place)
         grid = embeddings.new_zeros(num_docs, most, most, embeddings.shape[1])
         grid[tuple(cells.T)] = embeddings
-        # At least one, for attention over nothing is not a number.
+        # At least one: the softmax over no cell is not a number.
         is_entity = torch.arange(most, device=grid.device) < num_entities[:, None].clamp(min=1)
         grid = grid + self.axial_transformer(grid, is_entity)
         return at_least_float32(self.classifier(grid[tuple(pairs.T)]))

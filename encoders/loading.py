@@ -57,7 +57,7 @@ def new_encoder(config):
     """A transformers encoder of that configuration, with random weights."""
     # Asked whether to trust a folder's code, somebody would say yes.
     encoder = AutoModel.from_config(config, trust_remote_code=False, **attention_of(config))
-    encoder.pooler = None  # of no use here: unused parameters and time
+    encoder.pooler = None  # its output is never used
     return encoder
 
 

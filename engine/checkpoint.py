@@ -22,7 +22,7 @@ def fetch(name, **options):
     """The run folder that `name` means: a folder, or a model of the hub, downloaded or from its
     cache; options go to snapshot_download. Raises InputError."""
     folder = Path(name)
-    if not os.path.isdir(folder):  # False of a path that no folder can have
+    if not os.path.isdir(folder):  # False, not an error, of a name with a NUL
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=FILES, **options))
         except Exception as error:  # no network, no such model, no name of a model, ...
@@ -61,7 +61,7 @@ def load_model(folder):
             if "layers" in name and type(value) is int and value > len(state):
                 raise InputError(f"encoder.{name}: {value} is more than {weights} has parameters")
         check_encoder(config.encoder)
-        # without memory at first: a line of the configuration can ask for more than there is
+        # Without memory at first: a wrong number in config.json can ask for more than there is.
         with torch.device("meta"):
             check_fit(DocREModel(config), weights, state)
         model = DocREModel(config)
@@ -69,7 +69,7 @@ def load_model(folder):
         _check_runs(model)
     except InputError as error:
         raise InputError(f"{folder}: {error}" if str(folder) not in str(error) else error) from None
-    except Exception as error:  # whatever a model raises of a configuration that is none
+    except Exception as error:  # models raise all kinds on a wrong configuration
         raise InputError(f"{folder}/config.json: not a model's configuration: {error!r}") from None
     return model
 
@@ -126,7 +126,7 @@ def sizes_of(state, backbone):
             sizes["unet_out_dim"] = shape("segmentation_net.outc.conv.weight")[0]
             sizes["down_dim"] = shape("segmentation_net.inc.conv.double_conv.0.weight")[0]
     except (KeyError, IndexError, ZeroDivisionError, TypeError):
-        # of another backbone: load_weights says what does not fit
+        # Of another backbone; load_weights says what does not fit.
         return {}
     return sizes
 

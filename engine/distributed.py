@@ -92,7 +92,9 @@ def processes():
     except RuntimeError as error:
         if not is_of_connection(error):
             raise
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's; this is to be said before
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # torchrun ends all processes; first this one says why
         if is_told(store):
             sys.exit(2)
         reason = " ".join(str(error).split())
@@ -182,7 +184,7 @@ def replicate(model):
     return DistributedDataParallel(
         model,
         gradient_as_bucket_view=True,
-        # such as LUKE's of entities; of the usual encoders all take part
+        # LUKE has parameters for entities that take no part; the usual encoders have none such.
         find_unused_parameters=not has_plain_attention(model.model.config),
     )
 

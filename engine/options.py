@@ -171,7 +171,7 @@ def load_config(folder):
     try:
         if not isinstance(saved, dict) or saved.get("model_type") != DocREConfig.model_type:
             raise InputError(f"model_type: not {DocREConfig.model_type}, so no model of train.py")
-        if not isinstance(saved.get("encoder"), dict):  # a name would be another model's
+        if not isinstance(saved.get("encoder"), dict):  # a name would load another model
             raise InputError("encoder: not an object")
         relation_ids(path)
         config = DocREConfig.from_dict(saved)
@@ -179,7 +179,7 @@ def load_config(folder):
             check_value(name, getattr(config, attribute), attribute)
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except Exception as error:  # whatever transformers raises of a configuration that is none
+    except Exception as error:  # transformers raises all kinds
         raise InputError(f"{path}: not a model's configuration: {reason_of(error)}") from None
     return config
 
@@ -241,7 +241,7 @@ def check_args(args):
         )
     if args.load_path:
         path = Path(args.load_path)
-        if not os.path.exists(path):  # False of a path that no file can have
+        if not os.path.exists(path):  # False, not an error, of a name with a NUL
             raise InputError(f"--load_path {path}: no such file or folder")
         if path.is_dir() and not (path / "config.json").is_file():
             raise InputError(f"--load_path {path}: not a run folder, it has no config.json")
@@ -288,7 +288,7 @@ def pick_device(device, precision, cpu_has_fp16=False):
         raise InputError(f"--device {device}: neither cpu nor cuda")
     on_gpu = kind == "cuda"
     if precision == "auto":
-        # Older cards emulate bf16, slowly.
+        # Older cards compute bf16 in software, slowly.
         has_bf16 = on_gpu and torch.cuda.get_device_capability(device)[0] >= 8
         precision = ("bf16" if has_bf16 else "fp16") if on_gpu else "fp32"
     if precision == "fp16" and not on_gpu and not cpu_has_fp16:

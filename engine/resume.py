@@ -32,7 +32,7 @@ def load_state(folder):
     for path in state_files(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:  # not the file's fault: it may be readable tomorrow
+        except OSError as error:  # the disk's fault, so keep the file
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
         except Exception as error:  # whatever torch raises on a cut or foreign file
             reason = printable(reason_of(error), 100)

@@ -114,13 +114,13 @@ class Training:
         self.scaler = torch.amp.GradScaler(kind, enabled=args.precision == "fp16")
         self.loss_function = get_loss(args.loss_type, args.margin, args.gamma, args.hinge_norm)
         self.generator = torch.Generator().manual_seed(args.seed)
-        self.order = self.generator.get_state()  # as it was when the epoch began
+        self.order = self.generator.get_state()  # at the beginning of the epoch
         # group: how many of the epoch's are done; evaluates: whether an evaluation comes before the
         # next; records: of the evaluations
         self.progress = {"epoch": 1, "group": 0, "step": 0, "evaluates": False}
         self.progress |= {"seconds": 0.0, "records": []}
         self.losses = []  # since the last evaluation, numbers
-        self.pending = []  # those of the last steps, still on the device, so that no step waits
+        self.pending = []  # of the last steps, still on the device: fetching one waits for it
         if distributed.rank():  # dropout differs from process to process
             torch.manual_seed(args.seed + distributed.rank())
         if args.resume:
@@ -146,7 +146,7 @@ class Training:
                 self.generator.set_state(self.order)
                 sizes = args.train_batch_size, args.gradient_accumulation_steps
                 groups = epoch_groups(self.lengths, *sizes, self.generator, args.group_by_length)
-                is_saved = True  # where a run goes on with an evaluation, it was saved before that
+                is_saved = True  # a run that goes on with an evaluation was saved just before
                 while progress["group"] < len(groups) or progress["evaluates"]:
                     if not progress["evaluates"]:
                         is_saved = self.step_and_save(groups, bar, requests)
@@ -270,7 +270,7 @@ class Training:
             part.load_state_dict(state[name])
         self.order, self.progress = state["order"], state["progress"]
         self.losses = state["losses"]
-        if len(state["random"]) == distributed.world_size():  # else other dropout than it had
+        if len(state["random"]) == distributed.world_size():  # else dropout is drawn anew
             resume.set_random_states(state["random"][distributed.rank()], self.args.device)
         if distributed.is_first():
             tqdm.write(f"going on after step {self.progress['step']} of {self.num_steps}")

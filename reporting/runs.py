@@ -184,7 +184,7 @@ def trained_with(args):
         kept = {*SAVED_WITH_MODEL, *NOT_SETTINGS, "model_name_or_path"}
         known = {name: value for name, value in args.items() if name in kept}
         return known | {"seed": str(source), "trained": "elsewhere"}
-    if not os.path.isfile(source / "results.json"):  # False of a path that no file can have
+    if not os.path.isfile(source / "results.json"):  # False, not an error, of a name with a NUL
         raise InputError(f"only evaluates {source}, whose results.json is not there")
     trained = read_results(source / "results.json")["args"]
     return trained | {name: args[name] for name in SAVED_WITH_MODEL}
