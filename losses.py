@@ -1,4 +1,4 @@
-"""The seven losses of the paper's Table 3, and the decoding rule.
+"""The seven losses of the paper's Table 3, three of others, and the decoding rule.
 
 Every loss takes `logits` [pairs, classes] and multi-hot `labels` [pairs, classes] and returns the
 mean over pairs, a scalar. Class 0 is the threshold class TH; `labels[:, 0]` is 1 where no relation
@@ -127,37 +127,87 @@ def hinge_abl_loss(logits, labels, margin=5.0, hinge_norm="separate"):
     return (normalised(positive) + normalised(negative)).mean()
 
 
-# name -> (function, default margin; None: the loss has no margin)
+def pmtem_loss(logits, labels, entropy_weight=(1.0, 1.0)):
+    """Pairwise Moving-threshold loss with Entropy Minimization (PEMSCL; Guo et al., EACL 2023):
+    Eq. 7, plus l1 mean_P H(sigmoid(d_r)) + l2 mean_N H(sigmoid(d_r)), H the entropy of a choice
+    between two. entropy_weight: (l1, l2).
+
+    As in the released code, a pair's sum over P is not divided by its own |P|, but multiplied by
+    the mean of 1 / max(1, |P|) over all pairs; so with N.
+    """
+    logits, positive, negative = _split(logits, labels)
+    distance = _distance(logits, positive)
+    yes, no = F.logsigmoid(distance), F.logsigmoid(-distance)
+    entropy = -yes.exp() * yes - no.exp() * no
+    loss = -yes[:, 1:].sum(1)
+    for weight, part in zip(entropy_weight, (positive, negative), strict=True):
+        share = part.sum(1).clamp(min=1).to(loss.dtype).reciprocal().mean()
+        loss = loss + weight * share * (entropy * part).sum(1)
+    return loss.mean()
+
+
+def ncrl_loss(logits, labels, ncrl_shift=0.0, none_class=True):
+    """None Class Ranking Loss (Zhou and Lee, IJCAI 2022): -sum_P log sigmoid(d_r)
+    - sum_N log min(1, sigmoid(d_r) + shift), and with none_class the same for the class "none",
+    which holds where nothing else does: its score lies s_TH - mean_R s_r above theirs."""
+    logits, positive, negative = _split(logits, labels)
+    distance = _distance(logits, positive)
+
+    def lenient(log_p):  # log min(1, p + shift)
+        if ncrl_shift == 0:
+            return log_p
+        return torch.logaddexp(log_p, torch.full_like(log_p, ncrl_shift).log()).clamp(max=0)
+
+    log_p = F.logsigmoid(distance)
+    loss = -(log_p * positive + lenient(log_p) * negative).sum(1)
+    if none_class:
+        above = logits[:, 0] - logits[:, 1:].mean(1)
+        none = ~positive.any(1)
+        loss = loss - torch.where(none, F.logsigmoid(above), lenient(F.logsigmoid(-above)))
+    return loss.mean()
+
+
+def atgl_loss(logits, labels, positive_weight=16.5):
+    """Adaptive Threshold Gradient Loss (ACL 2026): -log p_TH - w sum_P log p_r, p the softmax over
+    all classes."""
+    logits, positive, _ = _split(logits, labels)
+    nll = -logits.log_softmax(1)
+    return (nll[:, 0] + positive_weight * (nll * positive).sum(1)).mean()
+
+
+# name -> (function, its options and their defaults). The first seven are the paper's Table 3.
 LOSSES = {
-    "ATL": (atl_loss, None),
-    "balance_softmax": (balanced_softmax_loss, None),
-    "AML": (aml_loss, 1.0),
-    "AFL": (afl_loss, None),
-    "SAT": (sat_loss, None),
-    "MeanSAT": (mean_sat_loss, None),
-    "HingeABL": (hinge_abl_loss, 5.0),
+    "ATL": (atl_loss, {}),
+    "balance_softmax": (balanced_softmax_loss, {}),
+    "AML": (aml_loss, {"margin": 1.0}),
+    "AFL": (afl_loss, {"gamma": 1.0}),
+    "SAT": (sat_loss, {}),
+    "MeanSAT": (mean_sat_loss, {}),
+    "HingeABL": (hinge_abl_loss, {"margin": 5.0, "hinge_norm": "separate"}),
+    "PMTEM": (pmtem_loss, {"entropy_weight": (1.0, 1.0)}),
+    "NCRL": (ncrl_loss, {"ncrl_shift": 0.0}),
+    "ATGL": (atgl_loss, {"positive_weight": 16.5}),
 }
+OPTIONS = sorted({name for _, options in LOSSES.values() for name in options})
 
 
-def get_loss(loss_type, margin=None, gamma=1.0, hinge_norm="separate"):
+def get_loss(loss_type, **options):
     """The loss named `loss_type` as a function (logits, labels) -> scalar.
 
-    `margin` None takes the loss's own default: 1 for AML, 5 for HingeABL. Raises ValueError for an
-    unknown `loss_type` or `hinge_norm`.
+    options: any of OPTIONS; those that the loss does not have are of no account, and None is its
+    own default (margin: 1 for AML, 5 for HingeABL). Raises ValueError for an unknown `loss_type`
+    or `hinge_norm`, TypeError for an unknown option.
     """
     if loss_type not in LOSSES:
         raise ValueError(f"loss_type: unknown loss {loss_type!r}, one of {', '.join(LOSSES)}")
-    if hinge_norm not in ("separate", "joint"):
-        raise ValueError(f"hinge_norm: {hinge_norm!r} is neither 'separate' nor 'joint'")
-    function, default_margin = LOSSES[loss_type]
-    options = {}
-    if default_margin is not None:
-        options["margin"] = default_margin if margin is None else margin
-    if loss_type == "AFL":
-        options["gamma"] = gamma
-    if loss_type == "HingeABL":
-        options["hinge_norm"] = hinge_norm
-    return partial(function, **options)
+    if options.get("hinge_norm") not in (None, "separate", "joint"):
+        norm = options["hinge_norm"]
+        raise ValueError(f"hinge_norm: {norm!r} is neither 'separate' nor 'joint'")
+    if unknown := options.keys() - OPTIONS:
+        raise TypeError(f"no loss has the option {min(unknown)}")
+    function, defaults = LOSSES[loss_type]
+    given = {name: x for name, x in options.items() if name in defaults and x is not None}
+    return partial(function, **defaults | given)
 
 
 def threshold_of(logits, loss_type):

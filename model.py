@@ -21,8 +21,8 @@ class DocREConfig(PretrainedConfig):
 
     encoder          the encoder's own configuration (as a dict: with its model_type)
     backbone         a name of backbones.BACKBONES
-    loss_type        what it is trained with, which also says how it is decoded; margin, gamma,
-                     hinge_norm: see losses.get_loss
+    loss_type        what it is trained with, which also says how it is decoded; margin to
+                     positive_weight: the options of losses, see losses.LOSSES
     labels_per_pair  most relations of a pair, -1: no limit (--num_labels; transformers' num_labels
                      is the number of classes)
     max_seq_length   tokens; longer documents are cut
@@ -42,6 +42,9 @@ class DocREConfig(PretrainedConfig):
         margin=None,
         gamma=1.0,
         hinge_norm="separate",
+        entropy_weight=None,
+        ncrl_shift=None,
+        positive_weight=None,
         labels_per_pair=4,
         max_seq_length=1024,
         emb_size=768,
@@ -59,6 +62,9 @@ class DocREConfig(PretrainedConfig):
         self.margin = margin
         self.gamma = gamma
         self.hinge_norm = hinge_norm
+        self.entropy_weight = entropy_weight
+        self.ncrl_shift = ncrl_shift
+        self.positive_weight = positive_weight
         self.labels_per_pair = labels_per_pair
         self.max_seq_length = max_seq_length
         self.emb_size = emb_size

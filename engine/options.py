@@ -27,6 +27,7 @@ def flag(default, help=None, **facts):
     least, most    the value must be at least, at most that
     above, below   the value must be more, less than that
     choices        the values there are
+    length         of a list
     saved          the name under which DocREConfig has it, True: the flag's own; an evaluation of
                    a run folder (--load_path) takes it from there
     free           True: nothing that is trained depends on it, so a run may go on with another, and
@@ -75,6 +76,20 @@ class Options:
     gamma: float = flag(1.0, "of AFL", saved=True, row=True)
     hinge_norm: str = flag(
         "separate", "of HingeABL", choices=["separate", "joint"], saved=True, row=True
+    )
+    entropy_weight: list[float] | None = flag(
+        None,
+        "of PMTEM: of positive, of negative relations (default 1 1)",
+        length=2,
+        least=0,
+        saved=True,
+        row=True,
+    )
+    ncrl_shift: float | None = flag(
+        None, "of NCRL (default 0)", least=0, below=1, saved=True, row=True
+    )
+    positive_weight: float | None = flag(
+        None, "of ATGL (default 16.5)", above=0, saved=True, row=True
     )
     num_labels: int = flag(4, "most relations a pair; -1: no limit", saved="labels_per_pair")
     num_class: int | None = flag(None, "follows from --rel2id; given, it is only checked")
@@ -136,6 +151,8 @@ def build_parser():
     for name, field in FLAGS.items():
         kind, facts = kind_of(field)[0], field.metadata
         more = {"action": "store_true"} if kind is bool else {"type": kind}
+        if "length" in facts:
+            more = {"type": get_args(kind)[0], "nargs": facts["length"]}
         if "choices" in facts:
             more["choices"] = facts["choices"]
         parser.add_argument(f"--{name}", default=field.default, help=facts["help"], **more)
@@ -149,6 +166,15 @@ def check_value(name, value, shown):
     facts = FLAGS[name].metadata
     if value is None and may_be_none:
         return
+    if "length" in facts:
+        if not isinstance(value, list) or len(value) != facts["length"]:
+            raise InputError(f"{shown}: expected a list of {facts['length']}, found {value!r:.80}")
+        kind = get_args(kind)[0]
+    for one in value if "length" in facts else [value]:
+        check_single(one, kind, facts, shown)
+
+
+def check_single(value, kind, facts, shown):
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{shown}: expected {kind.__name__}, found {type(value).__name__}")

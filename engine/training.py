@@ -14,7 +14,7 @@ from tqdm import tqdm
 from engine import distributed, resume
 from engine.checkpoint import save_weights
 from inputs.files import InputError, write_atomically
-from losses import get_loss
+from losses import OPTIONS, get_loss
 
 
 def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, unet_lr=4e-4):
@@ -112,7 +112,8 @@ class Training:
         self.schedule = make_schedule(self.optimizer, self.num_steps, args.warmup_ratio)
         kind = torch.device(args.device).type
         self.scaler = torch.amp.GradScaler(kind, enabled=args.precision == "fp16")
-        self.loss_function = get_loss(args.loss_type, args.margin, args.gamma, args.hinge_norm)
+        options = {name: getattr(args, name) for name in OPTIONS}
+        self.loss_function = get_loss(args.loss_type, **options)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.order = self.generator.get_state()  # at the beginning of the epoch
         # group: how many of the epoch's are done; evaluates: whether an evaluation comes before the

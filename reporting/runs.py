@@ -28,6 +28,15 @@ DEFAULTS = vars(Options())  # of flags that an older run does not have
 # so runs that differ in it are never averaged.
 NOT_SETTINGS = DEFAULTS.keys() - SETTINGS
 OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
+# An option of a loss -> what stands before its value in the name of a variant.
+LETTERS = {
+    "margin": "m",
+    "gamma": "g",
+    "hinge_norm": "",
+    "entropy_weight": "e",
+    "ncrl_shift": "s",
+    "positive_weight": "w",
+}
 RATIOS = ("F/(T+F)", "FN/F", "FN_CRK/FN")
 SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *RATIOS)
 
@@ -45,6 +54,9 @@ OPTIONAL = dict.fromkeys(DEFAULTS, Setting) | {
     "hinge_norm": Literal["separate", "joint"],
     "margin": float | None,
     "gamma": float,
+    "entropy_weight": list[float] | None,
+    "ncrl_shift": float | None,
+    "positive_weight": float | None,
     "num_labels": Whole,
     "load_path": str,
     **dict.fromkeys(OF_DOCUNET, float),
@@ -86,7 +98,9 @@ class Results(msgspec.Struct):
 
 
 class Flags(msgspec.Struct):
-    args: dict[str, Setting]  # also those that this version does not know: they are settings
+    args: dict[
+        str, Setting | list[float]
+    ]  # also those that this version does not know: they are settings
 
 
 class Record(TypedDict):  # a line of metrics.jsonl
@@ -197,16 +211,22 @@ def settings_of(args):
 
 def loss_label(args):
     """The loss with what is not its default, in the notation of scripts/run_table3.sh: HingeABL,
-    HingeABL:joint, HingeABL:m3 (--margin 3), HingeABL:joint:m3, AML:m2, AFL:g2 (--gamma 2)."""
-    name = args["loss_type"]
-    label, default_margin = name, LOSSES[name][1]
-    if name == "HingeABL" and args["hinge_norm"] != "separate":
-        label += f":{args['hinge_norm']}"
-    if default_margin is not None and args["margin"] not in (None, default_margin):
-        label += f":m{args['margin']:g}"
-    if name == "AFL" and args["gamma"] != 1:
-        label += f":g{args['gamma']:g}"
+    HingeABL:joint, HingeABL:m3 (--margin 3), HingeABL:joint:m3, AML:m2, AFL:g2 (--gamma 2),
+    PMTEM:e0.1,0.5 (--entropy_weight), NCRL:s0.05 (--ncrl_shift), ATGL:w4 (--positive_weight)."""
+    label = args["loss_type"]
+    for name, default in reversed(LOSSES[label][1].items()):
+        value = args[name]
+        if isinstance(value, list):
+            value = tuple(value)
+        if value not in (None, default):
+            label += f":{LETTERS[name]}{shown(value)}"
     return label
+
+
+def shown(value):
+    if isinstance(value, tuple):
+        return ",".join(f"{x:g}" for x in value)
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def backbone_label(args):
@@ -221,7 +241,8 @@ def order_of(row):
     """Sorts (backbone, loss): the paper's order of backbones and losses, then by variant."""
     backbone, loss = row
     parts = loss.split(":")
-    margin = [float(x[1:]) for x in parts[1:] if x[0] == "m"] or [LOSSES[parts[0]][1] or 0]
+    default = LOSSES[parts[0]][1].get("margin", 0)
+    margin = [float(x[1:]) for x in parts[1:] if x[0] == "m"] or [default]
     kind = backbone.split(" ")[0]
     rank = [*BACKBONES].index(kind), backbone, [*LOSSES].index(parts[0])
     return *rank, "joint" in parts, loss.count(":m"), margin, loss

@@ -13,6 +13,8 @@ from inputs.files import InputError, read_predictions
 from reporting.runs import RATIOS, SCORES
 from reporting.statistics import document_counts, paired_bootstrap, scores_of_counts
 
+NOT_IN_PAPER = ("PMTEM", "NCRL", "ATGL")
+
 # Columns of a table -> columns of `frame_of`.
 MICRO = {"F1": "test.f1", "Ign F1": "test.ign_f1"}
 MACRO = {"macro F1": "test.macro_f1", "macro Ign F1": "test.macro_ign_f1"}
@@ -101,8 +103,9 @@ def group_tables(runs, paper):
     it has runs for."""
     numbers, of_atlop = paper_numbers(paper), runs["backbone"] == "atlop"
     in_table2 = pd.MultiIndex.from_frame(runs[["backbone", "loss"]]).isin(list(numbers[2]))
-    of_hinge = runs["loss"].str.split(":").str[0] == "HingeABL"
-    micro, one_loss = runs[of_atlop], runs[in_table2 | ~of_atlop]
+    kind = runs["loss"].str.split(":").str[0]
+    of_hinge, of_others = kind == "HingeABL", kind.isin(NOT_IN_PAPER)
+    micro, one_loss = runs[of_atlop & ~of_others], runs[in_table2 | ~of_atlop]
     tuned, hinge = runs[runs["tuned.shift"].notna()], runs[of_hinge]
     tables = [
         make_table("Table 1", "false predictions, number of pairs (dev)", FALSE, runs, numbers[1]),
@@ -119,6 +122,9 @@ def group_tables(runs, paper):
     if hinge["loss"].nunique() > 1:
         title = "HingeABL's norm (separate, unless joint) and margin (5, unless m...) (test)"
         tables.append(make_table("Variants", title, VARIANTS, hinge))
+    if of_others.any():
+        title = "losses that the paper does not compare (test)"
+        tables.append(make_table("Other losses", title, VARIANTS, runs[of_others]))
     printed = paper["table3_bert_base_micro"].items()
     tables[2]["notes"] = [f"{loss}: {x['note']}" for loss, x in printed if "note" in x]
     return tables

@@ -2,8 +2,10 @@
 # Tables 1, 3, 4 and 7: all losses, five seeds; ends in a report, OUT/report/report.md. Finished runs
 # are not run again, so it can be stopped and started anew. Cut it down with
 #   SEEDS     default "1 5 42 66 233"
-#   LOSSES    default: the seven of Table 3. Variants: HingeABL:joint (--hinge_norm), HingeABL:m3 and
-#             AML:m2 (--margin), AFL:g2 (--gamma), HingeABL:joint:m3
+#   LOSSES    default: the seven of Table 3; others: PMTEM, NCRL, ATGL. Variants: HingeABL:joint
+#             (--hinge_norm), HingeABL:m3 and AML:m2 (--margin), AFL:g2 (--gamma), HingeABL:joint:m3,
+#             PMTEM:e0.1,0.5 (--entropy_weight), NCRL:s0.05 (--ncrl_shift), ATGL:w4
+#             (--positive_weight)
 #   RECIPE    bert (default), roberta or minilm: which of scripts/run_*.sh to run
 #   ENCODER   default: the recipe's
 #   DATA      folder of the data files; default: REDOCRED_DIR, or Re-DocRED is downloaded
@@ -23,7 +25,7 @@ parse_loss() {
   IFS=: read -ra parts <<< "$1"
   name="${parts[0]}" flags=(--loss_type "${parts[0]}")
   case "$name" in
-    ATL | balance_softmax | AML | AFL | SAT | MeanSAT | HingeABL) ;;
+    ATL | balance_softmax | AML | AFL | SAT | MeanSAT | HingeABL | PMTEM | NCRL | ATGL) ;;
     *) fail "LOSSES: $1 is unknown" ;;
   esac
   for part in "${parts[@]:1}"; do
@@ -33,11 +35,20 @@ parse_loss() {
       flags+=(--gamma "${part#g}")
     elif [[ "$name-$part" =~ ^HingeABL.*-(joint|separate)$ ]]; then
       flags+=(--hinge_norm "$part")
+    elif [[ "$name-$part" =~ ^PMTEM-e$number,$number$ ]]; then
+      part="${part#e}"
+      flags+=(--entropy_weight "${part%,*}" "${part#*,}")
+      part="e$part"
+    elif [[ "$name-$part" =~ ^NCRL-s$number$ ]]; then
+      flags+=(--ncrl_shift "${part#s}")
+    elif [[ "$name-$part" =~ ^ATGL-w$number$ ]]; then
+      flags+=(--positive_weight "${part#w}")
     else
-      fail "LOSSES: $1: :$part is unknown; :joint and :m3 go with HingeABL, :m2 with AML, :g2 with AFL"
+      fail "LOSSES: $1: :$part is unknown; there are :joint and :m3 of HingeABL, :m2 of AML, :g2 of" \
+        "AFL, :e1,1 of PMTEM, :s0.05 of NCRL and :w4 of ATGL"
     fi
     case "${parts[0]}:$part" in
-      HingeABL:separate | HingeABL:m5 | AML:m1 | AFL:g1) ;;
+      HingeABL:separate | HingeABL:m5 | AML:m1 | AFL:g1 | PMTEM:e1,1 | NCRL:s0 | ATGL:w16.5) ;;
       *) name+="-$part" ;;
     esac
   done

@@ -10,8 +10,10 @@ from losses import LOSSES, decode, get_loss
 CASES = [(name, "separate") for name in LOSSES] + [("HingeABL", "joint")]
 
 
-def slow_loss(logits, labels, name, norm="separate", margin=None, gamma=1.0):
+def slow_loss(logits, labels, name, norm="separate", margin=None, gamma=1.0, **more):
     """Double loops over pairs and relations, straight from the formulas."""
+    entropy_weight, shift = more.get("entropy_weight", (1, 1)), more.get("ncrl_shift", 0.0)
+    w_pos = more.get("positive_weight", 16.5)
     total = 0.0
     for s, y in zip(logits.tolist(), labels.tolist(), strict=True):
         relations = range(1, len(s))
@@ -35,6 +37,25 @@ def slow_loss(logits, labels, name, norm="separate", margin=None, gamma=1.0):
                 else:
                     p = math.exp(s[r]) / (math.exp(s[r]) + math.exp(th))
                     total -= (1 + (1 - p) ** gamma) * math.log(p)
+        elif name == "PMTEM":
+            total += sum(penalty(r) for r in relations)
+            counts = [int(sum(row[1:])) for row in labels.tolist()]
+            counts = counts, [len(s) - 1 - count for count in counts]
+            for weight, part, sizes in zip(entropy_weight, (pos, neg), counts, strict=True):
+                weight *= sum(1 / max(1, size) for size in sizes) / len(sizes)
+                for r in part:
+                    p = 1 / (1 + math.exp(-d[r]))
+                    total -= weight * (p * math.log(p) + (1 - p) * math.log(1 - p))
+        elif name == "NCRL":
+            none = th - sum(s[r] for r in relations) / len(relations)
+            terms = [(d[r], r in pos) for r in relations] + [(none if not pos else -none, not pos)]
+            for margin_of, holds in terms:
+                p = 1 / (1 + math.exp(-margin_of))
+                total -= math.log(p if holds else min(1.0, p + shift))
+        elif name == "ATGL":
+            whole = sum(math.exp(x) for x in s)
+            total -= math.log(math.exp(th) / whole)
+            total -= sum(w_pos * math.log(math.exp(s[r]) / whole) for r in pos)
         elif name == "AML":
             total += sum(max(0.0, (margin or 1.0) - d[r]) for r in relations)
         elif name == "SAT":
@@ -76,8 +97,11 @@ def test_against_slow_version(name, norm, scale):
     ("HingeABL", {"margin": 1.0}),
     ("HingeABL", {"margin": 10.0}),
     ("AFL", {"gamma": 2.0}),
+    ("PMTEM", {"entropy_weight": (0.1, 0.5)}),
+    ("NCRL", {"ncrl_shift": 0.05}),
+    ("ATGL", {"positive_weight": 4.0}),
 ])  # fmt: skip
-def test_margin_and_gamma(name, options):
+def test_options_of_losses(name, options):
     logits, labels = example(seed=1)
     expected = slow_loss(logits, labels, name, **options)
     assert get_loss(name, **options)(logits, labels).item() == pytest.approx(expected, rel=1e-12)
@@ -159,6 +183,24 @@ def test_unknown_names_are_refused():
         get_loss("atl")
     with pytest.raises(ValueError, match="hinge_norm"):
         get_loss("HingeABL", hinge_norm="both")
+    with pytest.raises(TypeError, match="no loss has the option gama"):
+        get_loss("AFL", gama=2.0)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05, 0.9])
+def test_ncrl_with_a_shift(shift):
+    """Gradients, finite values at the extremes, and where a negative is let go."""
+    logits, labels = example(num_pairs=6, num_class=9, scale=2.0)
+    function = get_loss("NCRL", ncrl_shift=shift)
+    assert torch.autograd.gradcheck(lambda x: function(x, labels), logits.requires_grad_())
+    far = 200.0 * (2 * torch.rand(48, 9, generator=torch.manual_seed(0)) - 1)
+    far = far.half().requires_grad_()
+    function(far, torch.rand(48, 9, generator=torch.manual_seed(1)) < 0.3).backward()
+    assert far.grad.isfinite().all()
+    one = torch.tensor([[0.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    get_loss("NCRL", ncrl_shift=shift)(one, torch.tensor([[1, 0]])).backward()
+    beyond = 1 / (1 + math.exp(-1)) + shift >= 1  # of the negative; "none" keeps pulling
+    assert (one.grad[0, 1] == pytest.approx(1 / (1 + math.e))) == beyond
 
 
 @pytest.mark.parametrize("loss_type", ["ATL", "balance_softmax"])

@@ -16,7 +16,7 @@ from encoders.loading import build_encoder, transformer_type
 from engine.checkpoint import load_weights
 from engine.training import make_optimizer, make_schedule, train_step
 from evaluation import count_patterns, evaluate
-from losses import decode, get_loss
+from losses import LOSSES, decode, get_loss
 from model import new_model
 from prepro import entity_pairs
 from utils import collate, special_tokens
@@ -80,6 +80,28 @@ def test_loss_and_gradient(golden_dir, name):
     loss.backward()
     assert abs(loss.item() - golden[f"{name}_loss"]) < 1e-9
     assert np.abs(logits.grad.numpy() - golden[f"{name}_grad"]).max() < 1e-8
+
+
+@pytest.mark.parametrize("name,loss,options", [
+    ("PMTEM", "PMTEM", {}),
+    ("PMTEM_0.1_0.5", "PMTEM", {"entropy_weight": (0.1, 0.5)}),
+    ("NCRL", "NCRL", {}),
+    ("NCRL_shift0.05", "NCRL", {"ncrl_shift": 0.05}),
+    ("NCRL_noreg", "NCRL", {"none_class": False}),
+    ("ATGL", "ATGL", {}),
+    ("ATGL_w4", "ATGL", {"positive_weight": 4.0}),
+])  # fmt: skip
+def test_losses_that_the_paper_does_not_have(golden_dir, name, loss, options):
+    golden = np.load(golden_dir / "losses_more.npz")
+    logits = torch.tensor(golden["logits"], dtype=torch.float64, requires_grad=True)
+    value = LOSSES[loss][0](logits, torch.tensor(golden["labels"]), **options)
+    value.backward()
+    expected, gradient = golden[f"{name}_loss"], golden[f"{name}_grad"]
+    # The released NCRL computes in float32.
+    relative = 1e-5 if loss == "NCRL" else 1e-8
+    assert value.item() == pytest.approx(float(expected), rel=relative, abs=0)
+    error = np.abs(logits.grad.numpy() - gradient).max()
+    assert error < relative * (np.abs(gradient).max() if loss == "NCRL" else 1)
 
 
 @pytest.mark.parametrize("name", ["ATL", "balance_softmax"])

@@ -16,10 +16,16 @@ import json, os, sys
 if not sys.argv[1].endswith("train.py"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 given = dict(zip(sys.argv[2:], sys.argv[3:]))
+for name in ("entropy_weight", "ncrl_shift", "positive_weight"):
+    if "--" + name in sys.argv:
+        place = sys.argv.index("--" + name) + 1
+        numbers = [float(x) for x in sys.argv[place : place + (2 if name[0] == "e" else 1)]]
+        given["--" + name] = numbers if name[0] == "e" else numbers[0]
 if given["--loss_type"] == "AML":
     sys.exit("error: AML fails here")
 results = json.load(open({template!r}))
-for name, kind in (("loss_type", str), ("seed", int), ("margin", float), ("hinge_norm", str)):
+for name, kind in (("loss_type", str), ("seed", int), ("margin", float), ("hinge_norm", str),
+                   ("entropy_weight", list), ("ncrl_shift", float), ("positive_weight", float)):
     if "--" + name in given:
         results["args"][name] = kind(given["--" + name])
 os.makedirs(given["--output_dir"])
@@ -152,6 +158,13 @@ def test_run_table3(data, tmp_path):
     assert seeds == {"ATL": [1, 5], "HingeABL": [1, 5], "HingeABL:joint:m3": [1, 5]}
     logs = [(tmp_path / f"out/HingeABL-seed{x}.log").read_text() for x in (1, 5)]
     assert logs == ["saves logits: True tunes: True\n", "saves logits: False tunes: True\n"]
+    others = ["PMTEM:e0.1,0.5", "PMTEM:e1,1", "NCRL:s0.05", "ATGL", "ATGL:w4"]
+    result = start(LOSSES=" ".join(["ATL", *others]), SEEDS="1", OUT=str(tmp_path / "others"))
+    assert result.returncode == 0, result.stderr
+    group = read(tmp_path / "others/report/report.json")["groups"][0]
+    tables = {x["name"]: [row["loss"] for row in x["rows"]] for x in group["tables"]}
+    expected = ["PMTEM", "PMTEM:e0.1,0.5", "NCRL:s0.05", "ATGL", "ATGL:w4"]
+    assert tables["Other losses"] == expected and "ATGL" not in tables["Table 3"]
     result = start(LOSSES="ATL:m3")
     assert result.returncode == 2 and "error: LOSSES: ATL:m3: :m3 is unknown" in result.stderr
 
