@@ -5,7 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from inputs.files import InputError, read_documents, relation_ids
+from inputs.documents import read_documents
+from inputs.files import InputError, relation_ids
 
 
 def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from engine import distributed
 from evaluation import count_relations, frequent_relations, gold_facts, named_facts
-from inputs.files import InputError, iter_documents, read_documents, sha256_of
+from inputs.documents import iter_documents, read_documents
+from inputs.files import InputError, sha256_of
 from prepro import FeatureFile, docred_features, write_features
 
 CHUNK = 1000  # documents whose features are made together: each distinct word once

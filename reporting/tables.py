@@ -16,7 +16,8 @@ from evaluation import (
     paired_bootstrap,
     scores_of_counts,
 )
-from inputs.files import InputError, read_predictions
+from inputs.documents import read_predictions
+from inputs.files import InputError
 from reporting.runs import RATIOS
 
 MICRO = {"F1": ("test", "f1"), "Ign F1": ("test", "ign_f1")}

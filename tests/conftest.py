@@ -27,7 +27,8 @@ from encoders.loading import (
     load_tokenizer,
 )
 from engine.checkpoint import save_config, save_weights
-from inputs.files import read_documents, relation_ids, write_json
+from inputs.documents import read_documents
+from inputs.files import relation_ids, write_json
 from predict import RelationExtractor
 from prepro import docred_features
 from utils import set_seed

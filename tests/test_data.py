@@ -15,7 +15,8 @@ from encoders.loading import load_tokenizer
 from engine import data
 from engine.data import Data
 from evaluation import evaluate, gold_facts, known_facts, named_facts
-from inputs.files import InputError, iter_documents, read_documents, write_json
+from inputs.documents import iter_documents, read_documents
+from inputs.files import InputError, write_json
 from prepro import FeatureFile, docred_features, write_features
 
 
@@ -147,7 +148,7 @@ def test_a_full_temporary_folder_is_one_line(demo, tmp_path):
 def test_memory_does_not_grow_with_the_training_file(bert, tmp_path, monkeypatch):
     """Ten times the documents; only titles, counts and where documents start are kept."""
     monkeypatch.setattr(data, "CHUNK", 10)
-    monkeypatch.setattr("inputs.files.CHUNK", 10_000)
+    monkeypatch.setattr("inputs.documents.CHUNK", 10_000)
     peaks = []
     for size in (100, 1000):
         folder = tmp_path / str(size)

@@ -21,7 +21,8 @@ from evaluation import (
     evaluate,
     scores_of_counts,
 )
-from inputs.files import InputError, read_documents, run_main
+from inputs.documents import read_documents
+from inputs.files import InputError, run_main
 from losses import decode, threshold_of
 from prepro import entity_pairs
 from reporting import figures
