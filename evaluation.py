@@ -13,17 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from inputs.files import (
-    META_DIR,
-    InputError,
-    OneLineParser,
-    iter_documents,
-    read_documents,
-    read_predictions,
-    relation_ids,
-    run_main,
-    write_json,
-)
+from inputs.documents import iter_documents, read_documents, read_predictions
+from inputs.files import META_DIR, InputError, OneLineParser, relation_ids, run_main, write_json
 
 # The ten relations with most facts in DocRED's training set; the rest are the long tail. They are
 # named, not counted: in a part of the corpus other ten may lead.
@@ -46,7 +37,7 @@ def named_facts(documents):
 def known_facts(path, truth, rel2id=None):
     """What the scores of `truth` ask of a training file of any size, read in passing: its facts by
     name, as far as `truth` has them too, and its facts of every relation (`count_relations`).
-    rel2id: see `files.iter_documents`, which also says what is refused."""
+    rel2id: see `documents.iter_documents`, which also says what is refused."""
     wanted, found, counts = named_facts(truth), set(), Counter()
     for document in iter_documents(path, rel2id, unique_titles=False):
         found |= named_facts([document]) & wanted

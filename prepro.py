@@ -1,11 +1,13 @@
 """Documents -> features: token ids with entity markers, as ATLOP has them."""
 
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from inputs.files import InputError, read_documents, relation_ids
+from inputs.documents import read_documents
+from inputs.files import InputError, relation_ids
 
 
 def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
@@ -100,45 +102,30 @@ def _mark_entities(document, pieces, marker):
     return tokens, entity_pos, sentence_bounds
 
 
-def write_features(path, features):
-    """Writes features, an iterable of any length, as 32-bit numbers; see `FeatureFile`.
+class Features(Sequence):
+    """The features of many documents as 32-bit numbers, about 2 KB a document: [i] has the
+    input_ids, entity_pos and triples of document i (see docred_features).
 
-    A document is the numbers of its tokens, entities, mentions and triples, and then these, the
-    entities as how many mentions each has. At the end: where each document starts, in 64 bits (two
-    numbers each), the largest token id and the number of documents.
+    features: an iterable of any length, of which nothing else is kept. lengths, num_entities [N]
+    int32: of the documents; num_pairs [N] int64: ordered pairs of entities; largest: token id.
     """
-    starts, largest = [0], 0
-    with open(path, "wb") as file:
+
+    def __init__(self, features):
+        # a document: the numbers of its tokens, entities, mentions and triples, and then these, the
+        # entities as how many mentions each has
+        numbers, starts, self.largest = array("i"), array("q", [0]), 0
         for feature in features:
             entities, triples = feature["entity_pos"], feature["triples"]
             spans = [span for mentions in entities for span in mentions]
             record = [len(feature["input_ids"]), len(entities), len(spans), len(triples)]
             parts = record, feature["input_ids"], [len(x) for x in entities], spans, triples
-            numbers = np.concatenate([np.asarray(x, dtype=np.int32).ravel() for x in parts])
-            file.write(numbers.tobytes())
-            starts.append(starts[-1] + len(numbers))
-            largest = max(largest, max(feature["input_ids"]))
-        file.write(np.array(starts, dtype=np.int64).tobytes())
-        file.write(np.array([largest, len(starts) - 1], dtype=np.int32).tobytes())
-
-
-class FeatureFile(Sequence):
-    """The features of `write_features`, read from the file as they are asked for: [i] has the
-    input_ids, entity_pos and triples of document i. The system keeps of the file what memory it has
-    to spare, once for all processes of a machine; the file may be deleted while it is open.
-
-    lengths, num_entities [N] int32: of the documents; num_pairs [N] int64: ordered pairs of
-    entities; largest: token id.
-    """
-
-    def __init__(self, path):
-        self.numbers = np.memmap(path, dtype=np.int32, mode="r")
-        self.largest, count = self.numbers[-2:].tolist()
-        starts = self.numbers[-2 * (count + 2) : -2].copy()  # one more than there are documents
-        self.starts = starts.view(np.int64)
+            parts = [np.asarray(x, dtype=np.int32).ravel() for x in parts]
+            numbers.frombytes(np.concatenate(parts).tobytes())
+            starts.append(len(numbers))
+            self.largest = max(self.largest, max(feature["input_ids"]))
+        self.numbers, self.starts = np.asarray(numbers), np.asarray(starts)
         first = self.starts[:-1]
-        self.lengths = np.array(self.numbers[first])
-        self.num_entities = np.array(self.numbers[first + 1])
+        self.lengths, self.num_entities = self.numbers[first], self.numbers[first + 1]
         self.num_pairs = self.num_entities.astype(np.int64) * (self.num_entities - 1)
 
     def __len__(self):
@@ -147,7 +134,7 @@ class FeatureFile(Sequence):
     def __getitem__(self, i):
         if not 0 <= i < len(self):
             raise IndexError(i)
-        record = np.array(self.numbers[self.starts[i] : self.starts[i + 1]])
+        record = self.numbers[self.starts[i] : self.starts[i + 1]]
         num_tokens, num_entities, num_mentions, _ = record[:4].tolist()
         ids, counts, spans, triples = np.split(
             record[4:], np.cumsum([num_tokens, num_entities, 2 * num_mentions])

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluation import PATTERNS
+from inputs.documents import read_documents
 from inputs.files import (
     META_DIR,
     InputError,
     OneLineParser,
     printable,
-    read_documents,
     read_json,
     relation_ids,
     run_main,

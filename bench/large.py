@@ -29,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from backbones import BACKBONES
 from encoders.loading import load_tokenizer
-from inputs.files import read_documents, write_json
+from inputs.documents import read_documents
+from inputs.files import write_json
 
 
 def run(command, until=None):

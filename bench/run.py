@@ -31,7 +31,8 @@ import evaluation
 from backbones import make_features
 from encoders.loading import build_encoder, load_tokenizer
 from engine.training import epoch_groups, make_optimizer, make_schedule, train_step
-from inputs.files import read_documents, relation_ids
+from inputs.documents import read_documents
+from inputs.files import relation_ids
 from losses import get_loss
 from model import new_model
 from prepro import read_docred

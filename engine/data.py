@@ -1,7 +1,5 @@
 """The documents of a run: dev and test as lists, the training file of any size in passing."""
 
-import os
-import tempfile
 from collections import Counter
 from functools import cached_property, partial
 from itertools import islice
@@ -11,8 +9,9 @@ from tqdm import tqdm
 
 from engine import distributed
 from evaluation import count_relations, frequent_relations, gold_facts, named_facts
-from inputs.files import InputError, iter_documents, read_documents, sha256_of
-from prepro import FeatureFile, docred_features, write_features
+from inputs.documents import iter_documents, read_documents
+from inputs.files import InputError, sha256_of
+from prepro import Features, docred_features
 
 CHUNK = 1000  # documents whose features are made together: each distinct word once
 
@@ -21,7 +20,7 @@ class Data:
     """The documents of the train, dev and test files (`test_file` may be empty), all validated.
 
     documents: split -> list, of dev and test. features: split -> what Training and Run.predict
-    take: a list (`prepro.docred_features`), of train a FeatureFile; train only if `trains`.
+    take: a list (`prepro.docred_features`), of train `prepro.Features`; train only if `trains`.
     train_facts: the facts by name (`evaluation.named_facts`) of the training file, as far as dev or
     test have them too, which is all that the Ign scores ask for. frequent: the properties that the
     freq scores are of. Both are known to the first process, which scores. largest: token id.
@@ -50,7 +49,7 @@ class Data:
         self.largest = max(max(x["input_ids"]) for part in self.features.values() for x in part)
         self.train_facts, self.train_size, self.train_relations = set(), 0, Counter()
         if trains:
-            self.features["train"] = self.write_train_features(make)
+            self.features["train"] = Features(self.train_features(make))
             self.largest = max(self.largest, self.features["train"].largest)
         elif distributed.is_first():
             for _ in self.pass_train():
@@ -68,32 +67,11 @@ class Data:
             self.train_relations.update(count_relations([x]))
             yield x
 
-    def write_train_features(self, make):
-        """A temporary file (in TMPDIR), written by one process of each machine. It is deleted once
-        all have opened it: it then goes with the last of them, however they end."""
-
-        def in_passing():
-            documents = self.pass_train()
-            while chunk := list(islice(documents, CHUNK)):
-                yield from make(chunk)
-
-        writer, path = distributed.first_here(), None
-        try:
-            if distributed.rank() == writer:
-                handle, path = tempfile.mkstemp(prefix="features-")
-                os.close(handle)
-                write_features(path, in_passing())
-            features = FeatureFile(distributed.gather(path)[writer])
-            distributed.gather(None)  # all have opened it
-            return features
-        except OSError as error:
-            raise InputError(
-                f"{path or error.filename}: no room for the features of the training file: "
-                f"{error.strerror}; TMPDIR names another folder"
-            ) from None
-        finally:
-            if path:
-                os.unlink(path)
+    def train_features(self, make):
+        """Made in passing, of CHUNK documents at a time."""
+        documents = self.pass_train()
+        while chunk := list(islice(documents, CHUNK)):
+            yield from make(chunk)
 
     @cached_property
     def description(self):

@@ -11,7 +11,6 @@ nothing.
 import os
 import re
 import signal
-import socket
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -162,11 +161,6 @@ def anywhere(flag):
     flag = torch.tensor(int(flag))
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
-
-
-def first_here():
-    """The rank of the first process of this machine."""
-    return gather(socket.gethostname()).index(socket.gethostname())
 
 
 def part_of(items):

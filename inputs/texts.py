@@ -19,23 +19,21 @@ be missing. It becomes a document in DocRED format so:
 Refused, with one line: a span that is empty, outside the text or only white space.
 """
 
-import io
 import re
+import shutil
 import sys
 import tempfile
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
 
-from inputs.files import (
-    CHUNK,
-    InputError,
+from inputs.documents import (
     check_document,
     check_text_document,
     check_title,
     document_name,
     json_values,
-    reason_of,
 )
+from inputs.files import InputError, reason_of
 
 FIELDS = "title", "sents", "vertexSet", "labels"
 
@@ -57,8 +55,7 @@ def open_input(path):
         if file.seekable():
             return file
         spool = tempfile.TemporaryFile()
-        while block := file.read(CHUNK):
-            spool.write(block)
+        shutil.copyfileobj(file, spool)
         return spool
     except (OSError, ValueError) as error:  # ValueError: of a path that no file can have
         raise InputError(f"{path}: {reason_of(error)}") from None
@@ -71,15 +68,12 @@ def read_new_documents(file, name, rel2id, unique_titles=False):
     InputError, naming the document and the field, where the fault is met.
     """
     file.seek(0)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig")
     try:
-        yield from new_documents(json_values(text.read), rel2id, unique_titles)
+        yield from new_documents(json_values(file), rel2id, unique_titles)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except (OSError, ValueError) as error:  # not UTF-8
-        raise InputError(f"{name}: cannot be read: {error}") from None
-    finally:
-        text.detach()  # the file stays open
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {reason_of(error)}") from None
 
 
 def new_documents(documents, rel2id, unique_titles=False):
@@ -103,7 +97,7 @@ def as_docred(given, index, rel2id):
     keep their start and end.
     """
     if not isinstance(given, dict):
-        raise InputError(f"expected an object, found {type(given).__name__}")
+        raise InputError(f"expected object, found {type(given).__name__}")
     if "sents" in given:
         document = {name: given[name] for name in FIELDS if name in given}
     elif "text" in given:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from evaluation import PATTERNS, named_facts
-from inputs.files import InputError, read_predictions
+from inputs.documents import read_predictions
+from inputs.files import InputError
 from reporting.runs import RATIOS, SCORES
 from reporting.statistics import document_counts, paired_bootstrap, scores_of_counts
 

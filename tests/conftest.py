@@ -27,7 +27,8 @@ from encoders.loading import (
     load_tokenizer,
 )
 from engine.checkpoint import save_config, save_weights
-from inputs.files import read_documents, relation_ids
+from inputs.documents import read_documents
+from inputs.files import relation_ids
 from model import new_model
 from predict import RelationExtractor
 from prepro import docred_features

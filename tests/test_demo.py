@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, read
 from transformers import AutoModel, AutoTokenizer
 
-from inputs.files import read_documents
+from inputs.documents import read_documents
 from prepro import read_docred
 
 

@@ -22,7 +22,8 @@ from evaluation import (
     named_facts,
     prediction_patterns,
 )
-from inputs.files import InputError, read_predictions
+from inputs.documents import read_predictions
+from inputs.files import InputError
 from losses import decode
 
 
@@ -323,14 +324,14 @@ def test_frequent_relations_of_docred_are_its_ten():
 
 @pytest.mark.parametrize("content,message", [
     ({}, "expected a list of predictions, found dict"),
-    ([3], "prediction 0: expected an object"),
-    ([{"title": "Doc 0", "h_idx": 0, "t_idx": 1}], "prediction 0: r: expected str, found None"),
+    ([3], "prediction 0: expected object, found int"),
+    ([{"title": "Doc 0", "h_idx": 0, "t_idx": 1}], "prediction 0: r: missing"),
     ([{"title": "Doc 0", "h_idx": 0, "t_idx": 1, "r": "X"}], "prediction 0: r: unknown relation"),
     ([{"title": "Doc 0", "h_idx": 0, "t_idx": 1.5, "r": "P17"}], "t_idx: expected int"),
     ([{"title": "Doc 0", "h_idx": 0, "t_idx": -1, "r": "P17"}], "-1 is not one of 7 entities"),
     (
         [{"title": "Doc 0", "h_idx": 0, "t_idx": 1, "r": "P17", "evidence": 3}],
-        "prediction 0: evidence: expected a list",
+        "prediction 0: evidence: expected list | null, found int",
     ),
 ])  # fmt: skip
 def test_bad_submissions(tmp_path, split, content, message):

@@ -30,7 +30,8 @@ import evaluation
 import predict
 from engine.data import Data
 from evaluation import evaluate, read_logits
-from inputs.files import read_documents, read_predictions, relation_ids
+from inputs.documents import read_documents, read_predictions
+from inputs.files import relation_ids
 from inputs.texts import as_docred, open_input, read_new_documents
 from prepro import docred_features
 from reporting.statistics import document_counts
@@ -97,7 +98,7 @@ SPANS = {
     "a label twice": {"labels": [{"h": 0, "t": 1, "r": "P17"}] * 2},
     "evidence null": {"labels": [{"h": 0, "t": 1, "r": "P17", "evidence": None}]},
     "evidence true": {"labels": [{"h": 0, "t": 1, "r": "P17", "evidence": [True]}]},
-    "evidence far": {"labels": [{"h": 0, "t": 1, "r": "P17", "evidence": [10**30]}]},
+    "evidence far": {"labels": [{"h": 0, "t": 1, "r": "P17", "evidence": [10**18]}]},
     **{
         f"span {pos}": {
             "vertexSet": [

@@ -18,7 +18,8 @@ from test_report import write_run
 
 import evaluation
 import predict
-from inputs.files import printable, read_documents, read_predictions
+from inputs.documents import read_documents, read_predictions
+from inputs.files import printable
 
 NAMES = [
     *("../../x", "/etc/passwd", "CON", "a\0b", "x" * 5000, "~", "-rf", "%s%n", "{0}", "${HOME}"),

@@ -10,7 +10,8 @@ import torch
 from conftest import NO_TEST, ROOT, lacking, small_model
 
 from encoders.loading import load_tokenizer
-from inputs.files import InputError, read_documents
+from inputs.documents import read_documents
+from inputs.files import InputError
 from prepro import docred_features
 from utils import collate
 

@@ -28,7 +28,8 @@ from test_documents import FORMS, GOOD
 import predict
 from engine import checkpoint
 from evaluation import evaluate, prediction_patterns
-from inputs.files import InputError, read_documents, read_predictions, run_main, write_json
+from inputs.documents import read_documents, read_predictions
+from inputs.files import InputError, run_main, write_json
 from inputs.texts import new_documents
 from losses import decode
 from model import localized_contexts, pair_attention

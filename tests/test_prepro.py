@@ -10,7 +10,8 @@ from conftest import make_document, read, shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inputs.files import InputError, read_documents, relation_ids, write_json
+from inputs.documents import read_documents
+from inputs.files import InputError, relation_ids, write_json
 from prepro import docred_features, read_docred
 
 
@@ -115,10 +116,16 @@ BAD_FIELDS = {
     "no labels": (lambda d: d.pop("labels"), "labels: missing"),
     "title": (lambda d: d.update(title=7), "title: expected str, found int"),
     "sents": (lambda d: d.update(sents="a text"), "sents: expected list, found str"),
-    "sentence": (lambda d: d["sents"].insert(1, "text"), "sents[1]: expected a list of words"),
-    "word": (lambda d: d["sents"][2].append(5), "sents[2]: expected a list of words"),
-    "no mention": (lambda d: d["vertexSet"].insert(2, []), "vertexSet[2]: expected a non-empty"),
-    "mention": (lambda d: d["vertexSet"].insert(2, ["x"]), "vertexSet[2][0]: expected an object"),
+    "sentence": (lambda d: d["sents"].insert(1, "text"), "sents[1]: expected list, found str"),
+    "word": (lambda d: d["sents"][2].append(5), "sents[2][12]: expected str, found int"),
+    "no mention": (
+        lambda d: d["vertexSet"].insert(2, []),
+        "vertexSet[2]: expected list of length >= 1",
+    ),
+    "mention": (
+        lambda d: d["vertexSet"].insert(2, ["x"]),
+        "vertexSet[2][0]: expected object, found str",
+    ),
     "no name": (lambda d: d["vertexSet"][0][0].pop("name"), "vertexSet[0][0].name: missing"),
     "no pos": (lambda d: d["vertexSet"][1][0].pop("pos"), "vertexSet[1][0].pos: missing"),
     "sent_id": (
@@ -139,7 +146,7 @@ BAD_FIELDS = {
     ),
     "half a span": (
         lambda d: d["vertexSet"][1][0].update(pos=[4]),
-        "vertexSet[1][0].pos: expected [start, end), found [4]",
+        "vertexSet[1][0].pos: expected list of length >= 2",
     ),
     "h": (lambda d: d["labels"][0].update(h=6), "labels[0].h: 6 is not one of 6 entities"),
     "t": (lambda d: d["labels"][1].update(t=-1), "labels[1].t: -1 is not one of 6 entities"),
@@ -149,7 +156,7 @@ BAD_FIELDS = {
     "r Na": (lambda d: d["labels"][0].update(r="Na"), "labels[0].r: unknown relation 'Na'"),
     "evidence type": (
         lambda d: d["labels"][0].update(evidence=1),
-        "labels[0].evidence: expected list, found int",
+        "labels[0].evidence: expected list | null, found int",
     ),
     "evidence": (
         lambda d: d["labels"][0].update(evidence=[5]),
@@ -176,10 +183,10 @@ def test_bad_field_names_file_document_and_field(tmp_path, documents, name):
     (" \n", "the file is empty"),
     ("[]", "the list of documents is empty"),
     ("{}", "document 0: title: missing"),
-    ("7", "document 0: expected an object, found '7'"),
-    ("[{", "document 0: not valid JSON: line 1"),
-    ("[" * 100_000, "document 0: expected an object, found '['"),
-    ("[null]", "document 0: expected an object, found 'n'"),
+    ("7", "document 0: expected object, found int"),
+    ("[{", "document 0: not valid JSON: parse error: premature EOF"),
+    ("[" * 100_000, "document 0: nested deeper than 50 levels"),
+    ("[null]", "document 0: expected object, found null"),
 ])  # fmt: skip
 def test_bad_file(tmp_path, content, message):
     path = write(tmp_path, content)
@@ -194,7 +201,7 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_documents(tmp_path)
     (tmp_path / "latin.json").write_bytes('["é"]'.encode("latin-1"))
-    with pytest.raises(InputError, match="latin.json: cannot be read"):
+    with pytest.raises(InputError, match="latin.json: document 0: not valid JSON: .*UTF8"):
         read_documents(tmp_path / "latin.json")
 
 

@@ -17,7 +17,8 @@ from test_evaluation import f1_of, slow_pattern
 import report
 from engine.options import Options
 from evaluation import count_patterns, evaluate
-from inputs.files import InputError, read_documents, run_main
+from inputs.documents import read_documents
+from inputs.files import InputError, run_main
 from losses import decode, threshold_of
 from prepro import entity_pairs
 from reporting import figures

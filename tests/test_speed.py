@@ -17,7 +17,8 @@ from encoders.loading import load_tokenizer
 from encoders.packed import Attention, Dropout, attend, dropout, keep, packed
 from encoders.rows import attention_rows, encode_windows, hooked
 from engine.training import epoch_groups
-from inputs.files import read_documents, relation_ids
+from inputs.documents import read_documents
+from inputs.files import relation_ids
 from losses import get_loss
 from model import new_model
 from prepro import read_docred

@@ -16,7 +16,8 @@ from backbones import BACKBONES
 from engine.checkpoint import load_model
 from engine.training import epoch_groups, make_optimizer, make_schedule
 from evaluation import count_patterns, evaluate
-from inputs.files import InputError, read_documents
+from inputs.documents import read_documents
+from inputs.files import InputError
 from losses import LOSSES
 from utils import make_deterministic, set_seed
 
