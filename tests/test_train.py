@@ -285,7 +285,7 @@ def test_process_ends_with_one_line_and_code_2(demo, tmp_path):
     assert result.returncode == 2 and result.stdout == ""
     title = json.dumps(documents[2]["title"])
     assert result.stderr == (
-        f"error: {bad}: document 2 {title}: vertexSet[0]: expected a non-empty list of mentions\n"
+        f"error: {bad}: document 2 {title}: vertexSet[0]: expected list of length >= 1\n"
     )
 
 
