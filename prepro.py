@@ -18,10 +18,13 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
     entity_pos   per entity the (start, end) of every mention, in tokens before [CLS] is added and
                  before the cut to max_seq_length - 2; start is the opening "*"
     sentence_bounds  where the sentences start and the last one ends, [S + 1], in the same tokens
-    triples      [K, 3] int32, the distinct (head, tail, class id) that hold, sorted
+    pairs        [P, 2] the candidate pairs (head, tail), only of a document that names them
+    triples      [K, 3] int32, the distinct (head, tail, class id) that hold, sorted; of the pairs
 
-    Mentions that start (end) on the same word share the marker. Each word is tokenized on its own,
-    without a leading space, as ATLOP does, also for RoBERTa; a distinct word only once.
+    Mentions that start (end) on the same word share the marker, unless the document has
+    own_markers; then each distinct (start, end, type) has its own, as in ATLOP's reader of CDR and
+    GDA. Each word is tokenized on its own, without a leading space, as ATLOP does, also for
+    RoBERTa; a distinct word only once.
     """
     rel2id = relation_ids() if rel2id is None else rel2id
     pieces = _word_pieces(documents, tokenizer)
@@ -32,6 +35,11 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
         labels = document.get("labels", [])
         # an entity and itself are no pair of the model
         triples = {(x["h"], x["t"], rel2id[x["r"]]) for x in labels if x["h"] != x["t"]}
+        pairs = {}
+        if "candidates" in document:
+            pairs = {"pairs": candidate_pairs(document)}
+            chosen = set(map(tuple, document["candidates"]))
+            triples = {triple for triple in triples if triple[:2] in chosen}
         tokens = tokens[: max_seq_length - 2]
         features.append(
             {
@@ -40,6 +48,7 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
                 "entity_pos": entity_pos,
                 "sentence_bounds": sentence_bounds,
                 "triples": np.array(sorted(triples), dtype=np.int32).reshape(-1, 3),
+                **pairs,
             }
         )
     return features
@@ -77,11 +86,13 @@ def _marker_id(tokenizer):
 def _mark_entities(document, pieces, marker):
     """Token ids with markers, without special tokens; entity_pos and sentence_bounds (see
     docred_features)."""
-    starts, ends = set(), set()
-    for mentions in document["vertexSet"]:
-        for mention in mentions:
-            starts.add((mention["sent_id"], mention["pos"][0]))
-            ends.add((mention["sent_id"], mention["pos"][1] - 1))
+    starts, ends = {}, {}  # (sentence, word) -> markers before it, after it
+    spans = {(m["sent_id"], *m["pos"], m.get("type")) for x in document["vertexSet"] for m in x}
+    for sentence, start, end, _ in spans:
+        for markers, word in ((starts, start), (ends, end - 1)):
+            found = markers.get((sentence, word), [])
+            if not found or document.get("own_markers"):
+                markers[sentence, word] = [*found, marker]
     tokens = []
     offset = []  # per sentence, the token at which each word starts, and where the sentence ends
     for i, sentence in enumerate(document["sents"]):
@@ -89,10 +100,10 @@ def _mark_entities(document, pieces, marker):
         for j, word in enumerate(sentence):
             offset[i].append(len(tokens))
             if (i, j) in starts:
-                tokens.append(marker)
+                tokens += starts[i, j]
             tokens += pieces[word]
             if (i, j) in ends:
-                tokens.append(marker)
+                tokens += ends[i, j]
         offset[i].append(len(tokens))
     entity_pos = [
         [(offset[m["sent_id"]][m["pos"][0]], offset[m["sent_id"]][m["pos"][1]]) for m in mentions]
@@ -104,21 +115,24 @@ def _mark_entities(document, pieces, marker):
 
 class Features(Sequence):
     """The features of many documents as 32-bit numbers, about 2 KB a document: [i] has the
-    input_ids, entity_pos and triples of document i (see docred_features).
+    input_ids, entity_pos, triples and pairs, if any, of document i (see docred_features).
 
     features: an iterable of any length, of which nothing else is kept. lengths, num_entities [N]
-    int32: of the documents; num_pairs [N] int64: ordered pairs of entities; largest: token id.
+    int32: of the documents; num_pairs [N] int64: that are classified; largest: token id.
     """
 
     def __init__(self, features):
-        # a document: the numbers of its tokens, entities, mentions and triples, and then these, the
-        # entities as how many mentions each has
+        # a document: the numbers of its tokens, entities, mentions, triples and candidate pairs
+        # (-1: all are), and then these, the entities as how many mentions each has
         numbers, starts, self.largest = array("i"), array("q", [0]), 0
         for feature in features:
             entities, triples = feature["entity_pos"], feature["triples"]
             spans = [span for mentions in entities for span in mentions]
+            pairs, counts = feature.get("pairs"), [len(x) for x in entities]
             record = [len(feature["input_ids"]), len(entities), len(spans), len(triples)]
-            parts = record, feature["input_ids"], [len(x) for x in entities], spans, triples
+            record.append(-1 if pairs is None else len(pairs))
+            parts = record, feature["input_ids"], counts, spans, triples
+            parts = parts if pairs is None else (*parts, pairs)
             parts = [np.asarray(x, dtype=np.int32).ravel() for x in parts]
             numbers.frombytes(np.concatenate(parts).tobytes())
             starts.append(len(numbers))
@@ -126,7 +140,8 @@ class Features(Sequence):
         self.numbers, self.starts = np.asarray(numbers), np.asarray(starts)
         first = self.starts[:-1]
         self.lengths, self.num_entities = self.numbers[first], self.numbers[first + 1]
-        self.num_pairs = self.num_entities.astype(np.int64) * (self.num_entities - 1)
+        every, chosen = self.num_entities.astype(np.int64), self.numbers[first + 4]
+        self.num_pairs = np.where(chosen < 0, every * (every - 1), chosen)
 
     def __len__(self):
         return len(self.lengths)
@@ -135,16 +150,28 @@ class Features(Sequence):
         if not 0 <= i < len(self):
             raise IndexError(i)
         record = self.numbers[self.starts[i] : self.starts[i + 1]]
-        num_tokens, num_entities, num_mentions, _ = record[:4].tolist()
-        ids, counts, spans, triples = np.split(
-            record[4:], np.cumsum([num_tokens, num_entities, 2 * num_mentions])
-        )
+        num_tokens, num_entities, num_mentions, num_triples, num_pairs = record[:5].tolist()
+        sizes = [num_tokens, num_entities, 2 * num_mentions, 3 * num_triples]
+        ids, counts, spans, triples, pairs = np.split(record[5:], np.cumsum(sizes))
         spans = iter(map(tuple, spans.reshape(-1, 2).tolist()))
-        return {
+        feature = {
             "input_ids": ids.tolist(),
             "entity_pos": [[next(spans) for _ in range(count)] for count in counts.tolist()],
             "triples": triples.reshape(-1, 3),
         }
+        return feature if num_pairs < 0 else feature | {"pairs": pairs.reshape(-1, 2)}
+
+
+def pairs_of(feature):
+    """The pairs (head, tail) of a feature that are classified, [P, 2]."""
+    return feature["pairs"] if "pairs" in feature else entity_pairs(len(feature["entity_pos"]))
+
+
+def candidate_pairs(document):
+    """The same of a document: its candidates, all ordered pairs where it names none."""
+    if "candidates" in document:
+        return np.array(document["candidates"], dtype=np.int64).reshape(-1, 2)
+    return entity_pairs(len(document["vertexSet"]))
 
 
 @lru_cache(maxsize=256)

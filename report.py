@@ -30,7 +30,7 @@ from inputs.files import (
     write_json,
 )
 from losses import LOSSES
-from prepro import entity_pairs
+from prepro import candidate_pairs
 from reporting.markdown import cell_text, to_markdown
 from reporting.runs import find_runs, group_runs, read_curve, read_pair, read_shifts, relations_file
 from reporting.tables import data_tables, frame_of, group_tables, make_table, significance
@@ -119,12 +119,15 @@ def find_pair(splits, title, head, tail):
     for split in ("test", "dev"):
         row = 0
         for document in splits.get(split, []):
-            pairs = entity_pairs(len(document["vertexSet"]))
+            pairs = candidate_pairs(document)
             if document["title"] == title:
                 ends = [entity_number(document, text) for text in (head, tail)]
                 if ends[0] == ends[1]:
                     raise InputError(f"--pair: {head!r} and {tail!r} are one entity")
-                row += int((pairs == ends).all(1).argmax())
+                found = (pairs == ends).all(1)
+                if not found.any():
+                    raise InputError(f"--pair: {head!r} and {tail!r} are no candidate pair")
+                row += int(found.argmax())
                 names = [document["vertexSet"][i][0]["name"] for i in ends]
                 names = [printable(name, 60) for name in (*names, title)]
                 return split, row, f"{names[0]} → {names[1]} ({names[2]})"

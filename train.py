@@ -38,7 +38,7 @@ from inputs.files import (
 )
 from losses import decode, margins, threshold_of
 from model import new_model
-from prepro import entity_pairs
+from prepro import pairs_of
 from reporting.statistics import best_shift
 from utils import (
     autocast,
@@ -116,7 +116,7 @@ def to_official(predicted, features, rel2id):
     name_of = {number: name for name, number in rel2id.items()}
     submission, start = [], 0
     for feature in features:
-        pairs = entity_pairs(len(feature["entity_pos"]))
+        pairs = pairs_of(feature)
         rows, classes = predicted[start : start + len(pairs), 1:].nonzero().T.tolist()
         for row, relation in zip(rows, classes, strict=True):
             head, tail = pairs[row].tolist()

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from prepro import entity_pairs
+from prepro import pairs_of
 
 
 def set_seed(seed):
@@ -73,7 +73,7 @@ def collate(features, tokens, num_class=97, size=512):
     mention_pos      [B, R]     token of each mention's opening "*"
     entity_mentions  [B, E, R]  True where a mention belongs to an entity
     num_entities     [B]
-    pairs            [P, 3]     (document, head, tail), all ordered pairs of the documents in turn
+    pairs            [P, 3]     (document, head, tail) that are classified, of the documents in turn
     labels           [P, num_class] bool, class 0 where nothing holds
     and, where a document is longer than `size` tokens:
     window_doc, window_start [W]; window_valid [W, T]: the tokens that are the document's own text;
@@ -145,11 +145,15 @@ def _mentions(features):
 def _pairs(features, num_class):
     pairs, rows, classes, total = [], [], [], 0
     for i, feature in enumerate(features):
-        num_entities = len(feature["entity_pos"])
-        ends = entity_pairs(num_entities)
+        ends, num_entities = pairs_of(feature), len(feature["entity_pos"])
         pairs.append(np.concatenate([np.full((len(ends), 1), i), ends], axis=1))
         head, tail, relation = feature["triples"].T
-        rows.append(total + head * (num_entities - 1) + tail - (tail > head))
+        if "pairs" in feature:
+            place = {pair: k for k, pair in enumerate(map(tuple, ends.tolist()))}
+            row = [place[pair] for pair in zip(head.tolist(), tail.tolist(), strict=True)]
+            rows.append(total + np.array(row, dtype=np.int64))
+        else:
+            rows.append(total + head * (num_entities - 1) + tail - (tail > head))
         classes.append(relation)
         total += len(ends)
     labels = np.zeros((total, num_class), dtype=bool)

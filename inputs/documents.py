@@ -22,10 +22,13 @@ DEEPEST = 50  # levels of lists and objects; a list of documents has 6
 HALF = "holds half a character (a lone surrogate)"
 
 
+Pair = Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]
+
+
 class Mention(TypedDict):
     name: str
     sent_id: int  # one of the sentences
-    pos: Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]  # words [start, end)
+    pos: Pair  # words [start, end)
 
 
 class Label(TypedDict):
@@ -42,6 +45,9 @@ class Document(TypedDict):
     sents: list[list[str]]
     vertexSet: list[Annotated[list[Mention], msgspec.Meta(min_length=1)]]  # mentions per entity
     labels: NotRequired[list[Label]]
+    candidates: NotRequired[list[Pair]]  # (head, tail) to be classified; all pairs where missing
+    # Whether every mention has markers of its own. Else those that start (end) at one word share.
+    own_markers: NotRequired[bool]
 
 
 class Span(TypedDict):
@@ -56,6 +62,7 @@ class TextDocument(TypedDict):
     title: NotRequired[str]
     text: str
     entities: list[Annotated[list[Span], msgspec.Meta(min_length=1)]]
+    candidates: NotRequired[list[Pair]]
 
 
 class Prediction(TypedDict):
@@ -153,9 +160,24 @@ def check_document(document, rel2id, labelled=True):
         for j, mention in enumerate(mentions):
             if fault := _mention_fault(mention, sentences):
                 raise InputError(f"vertexSet[{i}][{j}].{fault}")
+    check_candidates(document.get("candidates", ()), len(entities))
     for i, label in enumerate(document.get("labels", ())):
         if fault := _label_fault(label, len(entities), len(sentences), rel2id):
             raise InputError(f"labels[{i}].{fault}")
+
+
+def check_candidates(candidates, num_entities):
+    """Raises InputError unless they are pairs of two entities each, none there twice."""
+    seen = set()
+    for i, pair in enumerate(map(tuple, candidates)):
+        where = f"candidates[{i}]: {list(pair)}"
+        if not all(0 <= entity < num_entities for entity in pair):
+            raise InputError(f"{where}: not two of {num_entities} entities")
+        if pair[0] == pair[1]:
+            raise InputError(f"{where}: an entity and itself")
+        if pair in seen:
+            raise InputError(f"{where}: is there twice")
+        seen.add(pair)
 
 
 def _mention_fault(mention, sentences):

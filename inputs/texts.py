@@ -35,7 +35,7 @@ from inputs.documents import (
 )
 from inputs.files import InputError, reason_of
 
-FIELDS = "title", "sents", "vertexSet", "labels"
+FIELDS = "title", "sents", "vertexSet", "labels", "candidates", "own_markers"
 
 WORD = re.compile(r"[\w\u0300-\u036f]+|\S")
 ABBREVIATIONS = "Mr Mrs Ms Dr St Jr Sr Prof Gen Col Lt Sgt Rev Hon No vs".split()
@@ -141,7 +141,7 @@ def _split_text(given):
         "text": text,
         "offsets": offsets,
     }
-    return document | ({"labels": given["labels"]} if "labels" in given else {})
+    return document | {name: given[name] for name in ("labels", "candidates") if name in given}
 
 
 def sentence_text(document, number):

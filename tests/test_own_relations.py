@@ -2,15 +2,21 @@
 
 import json
 import random
+import re
+import subprocess
+import sys
 
 import pytest
-from conftest import flags, make_document, read
+from conftest import ROOT, flags, make_document, read
 
 import evaluation
 import predict
 import report
 import train
 from inputs.files import InputError
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import convert_text
 
 RELATIONS = ["works for", "lives in", "married to", "born in", "owner_of"]
 REL2ID = {"no relation": 0} | {name: i for i, name in enumerate(RELATIONS, 1)}
@@ -68,3 +74,62 @@ def reordered(corpus):
     names = ["no relation", *reversed(RELATIONS)]
     path.write_text(json.dumps({name: i for i, name in enumerate(names)}))
     return path
+
+
+TEXTS = [  # head, tail, relation
+    ("Ada", "Charles", "works for"),
+    ("Ada", "London", "lives in"),
+    ("Charles", "Ada", "works for"),
+]
+
+
+def text_of(number, labelled=True):
+    head, tail, relation = TEXTS[number % 3]
+    text = f"{head} is here. {head} {relation} {tail}."
+    spans = [[(0, len(head)), (len(head) + 10, 2 * len(head) + 10)]]
+    spans.append([(len(text) - len(tail) - 1, len(text) - 1)])
+    entities = [[{"start": a, "end": b} for a, b in mentions] for mentions in spans]
+    assert text[slice(*spans[0][1])] == head and text[slice(*spans[1][0])] == tail
+    document = {"title": str(number), "text": text, "entities": entities}
+    return document | ({"labels": [{"h": 0, "t": 1, "r": relation}]} if labelled else {})
+
+
+def test_the_commands_of_the_page(demo, tmp_path):
+    """docs/data.md, "From a text to a model": its very commands and examples, with a small encoder
+    for a short time."""
+    page = (ROOT / "docs/data.md").read_text().split("### From a text to a model")[1]
+    example, rel2id, commands = re.findall(r"(?m)(?:^    .*\n)+", page)[:3]
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/rel2id.json").write_text(rel2id)
+    for name, size in {"train": 12, "dev": 3, "test": 3, "new": 2}.items():
+        lines = [json.dumps(text_of(i, name != "new")) for i in range(size)]
+        if name == "train":
+            lines.append(example.replace("\n", " ").replace('"1"', '"of the page"'))
+        (tmp_path / f"my/{name}.jsonl").write_text("\n".join(lines))
+    short = "--output_dir runs/my --emb_size 64 --num_train_epochs 1 --device cpu"
+    changes = {
+        "    ": "",
+        "bert-base-cased": str(demo / "encoder"),
+        "--output_dir runs/my": short,
+        "python ": f"{sys.executable} {ROOT}/",
+    }
+    for old, new in changes.items():
+        assert old in commands
+        commands = commands.replace(old, new)
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "my/train.json: 13 documents, 14 facts" in result.stdout
+    assert "documents: 2, relations: " in result.stderr
+    assert read(tmp_path / "runs/my/config.json")["label2id"] == json.loads(rel2id)
+    assert "Ada" in (tmp_path / "my/page.html").read_text()
+
+
+def test_texts_to_train_on_need_labels(tmp_path):
+    (tmp_path / "rel2id.json").write_text(json.dumps({"none": 0, "works for": 1}))
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps(text_of(i, i == 0)) for i in (0, 1)))
+    command = ["--rel2id", str(tmp_path / "rel2id.json"), str(tmp_path / "in.jsonl")]
+    with pytest.raises(InputError, match='in.jsonl: document 1 "1": labels: missing'):
+        convert_text.main([*command, str(tmp_path / "out.json")])
+    assert not (tmp_path / "out.json").exists()
