@@ -210,6 +210,18 @@ def get_loss(loss_type, **options):
     return partial(function, **defaults | given)
 
 
+def evidence_loss(shares, counts):
+    """DREEAM's (Ma et al., EACL 2023, Eq. 6), summed over pairs: KL(v || p), v = counts / sum.
+
+    shares: p, the share of a pair's attention on every sentence, [P, S]; counts: how many of the
+    pair's relations name the sentence as evidence, [P, S]. A pair without evidence adds 0. Where p
+    is 0 (a sentence that was cut off) it counts as 1e-30.
+    """
+    v = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    log_p = shares.float().clamp(min=1e-30).log()
+    return (torch.special.xlogy(v, v) - v * log_p).sum()
+
+
 def threshold_of(logits, loss_type):
     """The score a relation has to exceed, [pairs, 1]: s_TH, or 0 for balance_softmax."""
     return torch.zeros_like(logits[:, :1]) if loss_type == "balance_softmax" else logits[:, :1]

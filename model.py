@@ -23,6 +23,8 @@ class DocREConfig(PretrainedConfig):
     backbone         a name of backbones.BACKBONES
     loss_type        what it is trained with, which also says how it is decoded; margin to
                      positive_weight: the options of losses, see losses.LOSSES
+    evidence_weight  of DREEAM's evidence loss, 0: none
+    evidence_threshold  share of a pair's attention above which a sentence is its evidence
     labels_per_pair  most relations of a pair, -1: no limit (--num_labels; transformers' num_labels
                      is the number of classes)
     max_seq_length   tokens; longer documents are cut
@@ -45,6 +47,8 @@ class DocREConfig(PretrainedConfig):
         entropy_weight=None,
         ncrl_shift=None,
         positive_weight=None,
+        evidence_weight=0.0,
+        evidence_threshold=0.2,
         labels_per_pair=4,
         max_seq_length=1024,
         emb_size=768,
@@ -65,6 +69,8 @@ class DocREConfig(PretrainedConfig):
         self.entropy_weight = entropy_weight
         self.ncrl_shift = ncrl_shift
         self.positive_weight = positive_weight
+        self.evidence_weight = evidence_weight
+        self.evidence_threshold = evidence_threshold
         self.labels_per_pair = labels_per_pair
         self.max_seq_length = max_seq_length
         self.emb_size = emb_size
@@ -89,6 +95,8 @@ class DocREModel(PreTrainedModel):
     config_class = DocREConfig
     base_model_prefix = "model"
     backbones = {}  # name -> subclass; each enters itself
+    num_layers = 1  # of the encoder, the last ones, whose output and attention are averaged
+    eps = 1e-5  # of a pair's attention: q / (sum of q + eps)
     cpu_kernels = True
 
     def __init_subclass__(cls, backbone, **more):
@@ -125,33 +133,35 @@ class DocREModel(PreTrainedModel):
         entity_mentions,
         num_entities,
         pairs,
-        with_attention=False,
+        sentences=None,
         **windows,
     ):
         """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32.
 
-        with_attention: also what the entities attend to, [B, E, heads, L], for `pair_attention`.
+        sentences [B, L, S], 1 where a token belongs to a sentence: also the share of each pair's
+        attention q that lies on each sentence, [P, S] in float32.
         """
         tokens, rows = self.encode(input_ids, attention_mask, mention_pos, windows)
         entities = entity_embeddings(tokens, mention_pos, entity_mentions)  # [B, E, d]
         attention = entity_attention(rows, entity_mentions)  # [B, E, heads, L]
         logits = self.classify(tokens, entities, attention, num_entities, pairs)
-        return (logits, attention) if with_attention else logits
+        if sentences is None:
+            return logits
+        return logits, sentence_shares(attention, sentences, pairs, self.eps)
 
     def encode(self, input_ids, attention_mask, mention_pos, windows):
-        """Token embeddings [B, L, d] and the last layer's attention from every mention's marker to
-        all tokens, [B, R, heads, L] in float32 (in training after attention dropout)."""
+        """Token embeddings [B, L, d] and the attention from every mention's marker to all tokens,
+        [B, R, heads, L] in float32 (in training after attention dropout), of the last layers."""
+        how = {"cpu_kernels": self.cpu_kernels, "num_layers": self.num_layers}
         if not windows:
-            return encode_windows(
-                self.model, input_ids, attention_mask, mention_pos, self.cpu_kernels
-            )
+            return encode_windows(self.model, input_ids, attention_mask, mention_pos, **how)
         window_doc, window_start = windows["window_doc"], windows["window_start"]
         window_valid, doc_mask = windows["window_valid"], windows["doc_mask"]
         pos = mention_pos[window_doc] - window_start[:, None]  # [W, R], in the window's tokens
         inside = (pos >= 0) & (pos < input_ids.shape[1])
         pos = pos.clamp(0, input_ids.shape[1] - 1)
         inside &= window_valid.gather(1, pos)
-        hidden, rows = encode_windows(self.model, input_ids, attention_mask, pos, self.cpu_kernels)
+        hidden, rows = encode_windows(self.model, input_ids, attention_mask, pos, **how)
         rows = rows * inside[:, :, None, None]
         return merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask)
 
@@ -174,7 +184,7 @@ class ATLOP(DocREModel, backbone="atlop"):
         self.post_init()
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
-        contexts = localized_contexts(tokens, attention)  # [B, E (E - 1) / 2, d]
+        contexts = localized_contexts(tokens, attention, self.eps)  # [B, E (E - 1) / 2, d]
         place = unordered_pair(pairs, entities.shape[1])
         return self.combine(self.bilinear, entities, contexts, pairs, place)
 
@@ -256,12 +266,11 @@ def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
         return q.transpose(1, 2) @ at_least_float32(tokens)
 
 
-def pair_attention(attention, pairs):
-    """q of the given pairs alone, see `localized_contexts`: [B, E, heads, L], [P, 3] -> [P, L]."""
-    doc, head, tail = pairs.T
-    with full_precision(attention):
-        q = shared_attention(attention)[doc, :, head, tail]
-    return q / (q.sum(1, keepdim=True) + 1e-5)
+def sentence_shares(attention, sentences, pairs, eps):
+    """How much of each pair's q lies on each sentence, [P, S] (p in DREEAM, Eq. 5). The rest lies
+    on the special tokens."""
+    contexts = localized_contexts(sentences, attention, eps)
+    return contexts[unordered_pair(pairs, attention.shape[1])]
 
 
 def shared_attention(attention):

@@ -44,7 +44,6 @@ from inputs.files import (
 )
 from inputs.texts import new_documents, open_input, read_new_documents, sentence_text
 from losses import decode, threshold_of
-from model import pair_attention
 from prepro import docred_features
 from utils import autocast, collate, special_tokens, to_device
 from viewing import page
@@ -59,7 +58,8 @@ class RelationExtractor:
     """Documents -> relations, with a model and its tokenizer.
 
     device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
-    documents are cut there, None: what the model was trained with. Raises InputError.
+    documents are cut there; evidence_threshold: the share of a pair's attention above which a
+    sentence is its evidence; None: the model's own. Raises InputError.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class RelationExtractor:
         precision="auto",
         batch_size=8,
         max_seq_length=None,
+        evidence_threshold=None,
     ):
         config, encoder = model.config, model.model.config
         self.rel2id = config.label2id
@@ -78,6 +79,9 @@ class RelationExtractor:
         self.tokenizer = tokenizer
         self.loss_type, self.num_labels = config.loss_type, config.labels_per_pair
         self.max_seq_length = max_seq_length or config.max_seq_length
+        self.evidence_threshold = evidence_threshold
+        if evidence_threshold is None:
+            self.evidence_threshold = config.evidence_threshold
         self.batch_size = batch_size
         self.property_of = {number: name for name, number in self.rel2id.items()}
         self.names = read_json(META_DIR / "rel_info.json")
@@ -88,6 +92,7 @@ class RelationExtractor:
             tokens=(*tokens, self.tokenizer.pad_token_id),
             num_class=len(self.rel2id),
             size=window_size(encoder),
+            sentences=True,
         )
         self.num_cut = 0  # documents that were longer than max_seq_length, so far
 
@@ -107,6 +112,8 @@ class RelationExtractor:
             relation    property, e.g. "P17"
             name        of the property
             score       how far its logit lies above the threshold
+            evidence    the sentences that show it: those with more of the pair's attention than
+                        evidence_threshold, places
             sentences   the (at most three) that the pair attends to most: {sentence: its place,
                         weight: share of the pair's attention, text}. The rest of the attention
                         lies on other sentences and on the special tokens.
@@ -150,17 +157,16 @@ class RelationExtractor:
         batch = to_device(self.collate(features), self.device)
         labels, pairs = batch.pop("labels"), batch["pairs"]
         with self.autocast():
-            logits, attention = self.model(**batch, with_attention=True)
+            logits, shares = self.model(**batch)
         predicted = decode(logits, self.loss_type, self.num_labels) > 0
         threshold = threshold_of(logits, self.loss_type)
         facts = (predicted | labels)[:, 1:].nonzero()  # [K, 2]: pair, class - 1
-        weights = pair_attention(attention, pairs[facts[:, 0]])  # [K, L]
-
+        weights = shares[facts[:, 0]].cpu().numpy()  # [K, S]
         scores = (logits - threshold).cpu().numpy()
         labels, pairs, predicted = (x.cpu().numpy() for x in (labels, pairs, predicted))
         patterns = prediction_patterns(scores, labels, 0)
         records = [_empty_record(document) for document in documents]
-        for (row, number), weight in zip(facts.tolist(), weights.cpu().numpy(), strict=True):
+        for (row, number), weight in zip(facts.tolist(), weights, strict=True):
             number += 1
             name = self.property_of[number]
             doc, head, tail = pairs[row].tolist()
@@ -171,7 +177,8 @@ class RelationExtractor:
                 "relation": name,
                 "name": self.names.get(name, name),
                 "score": round(float(scores[row, number]), 4),
-                "sentences": _attended_sentences(document, features[doc], weight),
+                "evidence": np.flatnonzero(weight > self.evidence_threshold).tolist(),
+                "sentences": _attended_sentences(document, weight),
             }
             if not predicted[row, number]:
                 relation["pattern"] = PATTERNS[patterns[row]]
@@ -211,11 +218,9 @@ def _entity(document, place):
     return {"entity": place, "name": mentions[0]["name"], "mentions": mentions}
 
 
-def _attended_sentences(document, feature, weight):
-    """The sentences of most weight [L], a pair's attention to every token; [CLS] comes first."""
-    bounds = np.minimum(np.array(feature["sentence_bounds"]) + 1, len(feature["input_ids"]) - 1)
-    totals = np.concatenate([[0], np.cumsum(weight, dtype=np.float64)])[bounds]
-    shares = np.round(np.diff(totals), 4)
+def _attended_sentences(document, shares):
+    """The sentences with most of a pair's attention; shares [S]: of every sentence."""
+    shares = np.round(shares.astype(np.float64), 4)
     order = np.argsort(-shares, kind="stable")[:SHOWN_SENTENCES].tolist()
     return [
         {"sentence": i, "weight": float(shares[i]), "text": sentence_text(document, i)}
@@ -233,6 +238,7 @@ def official_triples(records):
                 "h_idx": x["head"]["entity"],
                 "t_idx": x["tail"]["entity"],
                 "r": x["relation"],
+                "evidence": x["evidence"],
             }
 
 
@@ -278,6 +284,11 @@ def parse_args(argv=None):
     add("--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"])
     add("--batch_size", type=int, default=8, help="documents")
     add("--max_seq_length", type=int, help="tokens; default: as in training")
+    add(
+        "--evidence_threshold",
+        type=float,
+        help="share of a pair's attention above which a sentence is evidence; default: the model's",
+    )
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise InputError(f"--batch_size: {args.batch_size} is less than 1")
@@ -316,6 +327,7 @@ def main(argv=None):
     documents = partial(read_new_documents, file, name, rel2id, unique_titles=alone)
     total = sum(1 for _ in documents())  # whatever is wrong is said now
     options = args.device, args.precision, args.batch_size, args.max_seq_length
+    options = *options, args.evidence_threshold
     extractor = RelationExtractor(load_model(folder), load_tokenizer(folder), *options)
 
     expected = total if args.output else min(total, page.LIMIT)

@@ -18,6 +18,8 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
     entity_pos   per entity the (start, end) of every mention, in tokens before [CLS] is added and
                  before the cut to max_seq_length - 2; start is the opening "*"
     sentence_bounds  where the sentences start and the last one ends, [S + 1], in the same tokens
+    evidence     [M, 3] int32 (head, tail, sentence), sorted: for each distinct triple, each
+                 sentence that its label names
     pairs        [P, 2] the candidate pairs (head, tail), only of a document that names them
     triples      [K, 3] int32, the distinct (head, tail, class id) that hold, sorted; of the pairs
 
@@ -34,12 +36,16 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
         tokens, entity_pos, sentence_bounds = _mark_entities(document, pieces, marker)
         labels = document.get("labels", [])
         # an entity and itself are no pair of the model
-        triples = {(x["h"], x["t"], rel2id[x["r"]]) for x in labels if x["h"] != x["t"]}
+        named = {}  # triple -> its evidence; of two labels of one triple the last counts
+        for x in labels:
+            if x["h"] != x["t"]:
+                named[x["h"], x["t"], rel2id[x["r"]]] = set(x.get("evidence") or ())
         pairs = {}
         if "candidates" in document:
             pairs = {"pairs": candidate_pairs(document)}
             chosen = set(map(tuple, document["candidates"]))
-            triples = {triple for triple in triples if triple[:2] in chosen}
+            named = {triple: x for triple, x in named.items() if triple[:2] in chosen}
+        evidence = sorted((h, t, sentence) for (h, t, _), x in named.items() for sentence in x)
         tokens = tokens[: max_seq_length - 2]
         features.append(
             {
@@ -47,7 +53,8 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
                 "input_ids": [tokenizer.cls_token_id, *tokens, tokenizer.sep_token_id],
                 "entity_pos": entity_pos,
                 "sentence_bounds": sentence_bounds,
-                "triples": np.array(sorted(triples), dtype=np.int32).reshape(-1, 3),
+                "triples": np.array(sorted(named), dtype=np.int32).reshape(-1, 3),
+                "evidence": np.array(evidence, dtype=np.int32).reshape(-1, 3),
                 **pairs,
             }
         )
@@ -115,23 +122,29 @@ def _mark_entities(document, pieces, marker):
 
 class Features(Sequence):
     """The features of many documents as 32-bit numbers, about 2 KB a document: [i] has the
-    input_ids, entity_pos, triples and pairs, if any, of document i (see docred_features).
+    input_ids, entity_pos, triples, evidence, sentence_bounds and pairs, if any, of document i (see
+    docred_features).
 
     features: an iterable of any length, of which nothing else is kept. lengths, num_entities [N]
-    int32: of the documents; num_pairs [N] int64: that are classified; largest: token id.
+    int32: of the documents; num_pairs [N] int64: that are classified; num_related [N]: of these
+    pairs those with a relation; largest: token id.
     """
 
     def __init__(self, features):
-        # a document: the numbers of its tokens, entities, mentions, triples and candidate pairs
-        # (-1: all are), and then these, the entities as how many mentions each has
+        # a document: the numbers of its tokens, entities, mentions, triples, evidence, sentence
+        # bounds and candidate pairs (-1: all are), and then these, the entities as how many
+        # mentions each has
         numbers, starts, self.largest = array("i"), array("q", [0]), 0
+        related = array("i")
         for feature in features:
             entities, triples = feature["entity_pos"], feature["triples"]
             spans = [span for mentions in entities for span in mentions]
             pairs, counts = feature.get("pairs"), [len(x) for x in entities]
+            evidence, bounds = feature["evidence"], feature["sentence_bounds"]
             record = [len(feature["input_ids"]), len(entities), len(spans), len(triples)]
-            record.append(-1 if pairs is None else len(pairs))
-            parts = record, feature["input_ids"], counts, spans, triples
+            record += [len(evidence), len(bounds), -1 if pairs is None else len(pairs)]
+            related.append(len(np.unique(triples[:, :2], axis=0)))
+            parts = record, feature["input_ids"], counts, spans, triples, evidence, bounds
             parts = parts if pairs is None else (*parts, pairs)
             parts = [np.asarray(x, dtype=np.int32).ravel() for x in parts]
             numbers.frombytes(np.concatenate(parts).tobytes())
@@ -140,7 +153,8 @@ class Features(Sequence):
         self.numbers, self.starts = np.asarray(numbers), np.asarray(starts)
         first = self.starts[:-1]
         self.lengths, self.num_entities = self.numbers[first], self.numbers[first + 1]
-        every, chosen = self.num_entities.astype(np.int64), self.numbers[first + 4]
+        self.num_related = np.asarray(related)
+        every, chosen = self.num_entities.astype(np.int64), self.numbers[first + 6]
         self.num_pairs = np.where(chosen < 0, every * (every - 1), chosen)
 
     def __len__(self):
@@ -150,14 +164,17 @@ class Features(Sequence):
         if not 0 <= i < len(self):
             raise IndexError(i)
         record = self.numbers[self.starts[i] : self.starts[i + 1]]
-        num_tokens, num_entities, num_mentions, num_triples, num_pairs = record[:5].tolist()
-        sizes = [num_tokens, num_entities, 2 * num_mentions, 3 * num_triples]
-        ids, counts, spans, triples, pairs = np.split(record[5:], np.cumsum(sizes))
+        num_tokens, num_entities, num_mentions, *more, num_bounds, num_pairs = record[:7].tolist()
+        sizes = [num_tokens, num_entities, 2 * num_mentions, *(3 * x for x in more), num_bounds]
+        parts = np.split(record[7:], np.cumsum(sizes))
+        ids, counts, spans, triples, evidence, bounds, pairs = parts
         spans = iter(map(tuple, spans.reshape(-1, 2).tolist()))
         feature = {
             "input_ids": ids.tolist(),
             "entity_pos": [[next(spans) for _ in range(count)] for count in counts.tolist()],
             "triples": triples.reshape(-1, 3),
+            "evidence": evidence.reshape(-1, 3),
+            "sentence_bounds": bounds.tolist(),
         }
         return feature if num_pairs < 0 else feature | {"pairs": pairs.reshape(-1, 2)}
 

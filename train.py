@@ -16,6 +16,7 @@ import platform
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from tqdm import tqdm
@@ -89,7 +90,9 @@ def build_model(args, rel2id):
 @torch.no_grad()
 def predict_logits(model, features, make_batch, device, batch_size, amp, progress):
     """Logits [pairs, classes] (float32, on the CPU) and labels of all pairs, document by document
-    in the order of `features`. make_batch: `collate`. Documents of like length share a batch."""
+    in the order of `features`; and of each document the share of its pairs' attention on every
+    sentence, [pairs, sentences], if make_batch, a `collate`, gives sentences. Documents of like
+    length share a batch."""
     model.eval()
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     parts = [None] * len(features)
@@ -102,34 +105,53 @@ def predict_logits(model, features, make_batch, device, batch_size, amp, progres
         labels = batch.pop("labels")
         counts = torch.bincount(batch["pairs"][:, 0], minlength=len(chosen)).tolist()
         with amp():
-            logits = model(**to_device(batch, device))
-        split = zip(logits.cpu().split(counts), labels.split(counts), strict=True)
-        for i, pieces in zip(chosen, split, strict=True):
+            output = model(**to_device(batch, device))
+        logits, shares = output if "sentences" in batch else (output, labels[:, :0])
+        split = (x.cpu().split(counts) for x in (logits, labels, shares))
+        for i, pieces in zip(chosen, zip(*split, strict=True), strict=True):
             parts[i] = pieces
         bar.update(len(chosen))
     bar.close()
-    return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    logits, labels, shares = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(labels), list(shares)
 
 
-def to_official(predicted, features, rel2id):
-    """Multi-hot predictions of all pairs -> a submission: a list of {title, h_idx, t_idx, r}."""
+def predicted_facts(predicted, features, rel2id):
+    """Multi-hot predictions of all pairs -> (number of the document, of its pair, {title, h_idx,
+    t_idx, r}) for each relation that is predicted."""
     name_of = {number: name for name, number in rel2id.items()}
-    submission, start = [], 0
-    for feature in features:
+    start = 0
+    for i, feature in enumerate(features):
         pairs = pairs_of(feature)
         rows, classes = predicted[start : start + len(pairs), 1:].nonzero().T.tolist()
         for row, relation in zip(rows, classes, strict=True):
             head, tail = pairs[row].tolist()
-            submission.append(
-                {
-                    "title": feature["title"],
-                    "h_idx": head,
-                    "t_idx": tail,
-                    "r": name_of[relation + 1],
-                }
-            )
+            fact = {"title": feature["title"], "h_idx": head, "t_idx": tail}
+            yield i, row, fact | {"r": name_of[relation + 1]}
         start += len(pairs)
+
+
+def to_official(predicted, features, rel2id, shares=None, evidence_threshold=0.2):
+    """Multi-hot predictions of all pairs -> a submission: a list of {title, h_idx, t_idx, r}, and
+    with shares (see `predict_logits`) evidence: the sentences of more than the threshold."""
+    submission = []
+    for i, row, fact in predicted_facts(predicted, features, rel2id):
+        if shares is not None:
+            fact["evidence"] = (shares[i][row] > evidence_threshold).nonzero()[:, 0].tolist()
+        submission.append(fact)
     return submission
+
+
+def best_evidence_threshold(predicted, features, rel2id, shares, gold):
+    """The share of attention that a sentence has to exceed for the best evidence F1 of these
+    predictions. gold: triple -> its evidence (`evaluation.gold_facts`)."""
+    found, right = [], []
+    for i, row, x in predicted_facts(predicted, features, rel2id):
+        evidence = gold.get((x["title"], x["h_idx"], x["t_idx"], x["r"]), ())
+        found += shares[i][row].tolist()
+        right += [sentence in evidence for sentence in range(shares[i].shape[1])]
+    total = sum(len(set(sentences)) for sentences in gold.values())
+    return best_shift(np.array(found)[:, None], np.array(right)[:, None], total)
 
 
 class Run:
@@ -172,6 +194,8 @@ class Run:
         self.collate = partial(
             collate, tokens=tokens, num_class=args.num_class, size=window_size(config)
         )
+        teaches = args.evidence_weight > 0
+        self.collate_training = partial(self.collate, sentences=teaches, evidence=teaches)
         self.amp = autocast(args.device, args.precision)
 
     def check_docunet(self):
@@ -186,24 +210,29 @@ class Run:
             )
 
     def batch(self, features):
-        """The batch of these documents, on the run's device."""
-        return to_device(self.collate(features), self.args.device)
+        """The batch of these documents to train on, on the run's device."""
+        return to_device(self.collate_training(features), self.args.device)
 
     def predict(self, split):
-        """Logits and labels of all pairs of a split; None but in the first of several processes."""
+        """What `predict_logits` says of a split; None but in the first of several processes."""
         features = distributed.part_of(self.data.features[split])
         args, title = self.args, f"evaluate {split}"
-        options = self.collate, args.device, args.test_batch_size, self.amp, title
+        make = partial(self.collate, sentences=True)
+        options = make, args.device, args.test_batch_size, self.amp, title
         part = predict_logits(self.model, features, *options) if features else None
         parts = distributed.gather_first(part)
         if distributed.is_first():
-            return tuple(map(torch.cat, zip(*filter(None, parts), strict=True)))
+            logits, labels, shares = zip(*filter(None, parts), strict=True)
+            return torch.cat(logits), torch.cat(labels), sum(shares, [])
 
-    def score(self, split, logits, labels, shift=0.0):
+    def score(self, split, logits, labels, shares, shift=0.0, evidence_threshold=None):
         """Scores and submission of a split, with the threshold shifted."""
         loss_type, data = self.args.loss_type, self.data
+        if evidence_threshold is None:
+            evidence_threshold = self.args.evidence_threshold
         predicted = decode(logits, loss_type, self.args.num_labels, shift)
-        submission = to_official(predicted, data.features[split], self.rel2id)
+        options = self.rel2id, shares, evidence_threshold
+        submission = to_official(predicted, data.features[split], *options)
         scores = evaluation.evaluate(
             submission, data.documents[split], data.train_facts, frequent=data.frequent
         )
@@ -212,16 +241,22 @@ class Run:
         return scores | patterns, submission
 
     def tune(self, outputs):
-        """The shift of the threshold with the best dev F1, and the scores of every split with it.
+        """The shift of the threshold with the best dev F1, with it the threshold of evidence with
+        the best dev evidence F1, and the scores of every split with both.
 
-        outputs: split -> its logits and labels.
+        outputs: split -> what `predict_logits` says of it.
         """
-        logits, labels = outputs["dev"]
+        logits, labels, shares = outputs["dev"]
         above = margins(logits, self.args.loss_type, self.args.num_labels).numpy()
-        gold = len(evaluation.gold_facts(self.data.documents["dev"]))
-        shift = best_shift(above, labels.numpy(), gold)
-        scores = {split: self.score(split, *outputs[split], shift)[0] for split in outputs}
-        return {"shift": shift} | scores
+        gold = evaluation.gold_facts(self.data.documents["dev"])
+        shift = best_shift(above, labels.numpy(), len(gold))
+        predicted = decode(logits, self.args.loss_type, self.args.num_labels, shift)
+        features = self.data.features["dev"]
+        threshold = best_evidence_threshold(predicted, features, self.rel2id, shares, gold)
+        scores = {
+            split: self.score(split, *outputs[split], shift, threshold)[0] for split in outputs
+        }
+        return {"shift": shift, "evidence_threshold": threshold} | scores
 
     def settings(self):
         """What a run that goes on must have in common with its beginning: name -> value."""
@@ -306,7 +341,7 @@ def complete(run):
 
 
 def report(run, best, outputs):
-    """Scores the outputs (split -> logits and labels), prints and writes what is left.
+    """Scores the outputs (split -> what `predict_logits` says), prints and writes what is left.
 
     best: the record of the best evaluation while training, None: nothing was trained.
     """
@@ -327,7 +362,7 @@ def report(run, best, outputs):
             print(f"{split}, threshold shifted by {results['tuned']['shift']:+.4f}")
             print(evaluation.format_scores(results["tuned"][split]))
     if folder and args.save_logits:
-        for split, (logits, labels) in outputs.items():
+        for split, (logits, labels, _) in outputs.items():
             threshold = threshold_of(logits, args.loss_type)
             arrays = {"logits": logits, "labels": labels, "threshold": threshold}
             arrays = {name: tensor.numpy() for name, tensor in arrays.items()}

@@ -65,7 +65,7 @@ def window_starts(length, size, num_special):
     return [i * (length - size) // (count - 1) for i in range(count)]
 
 
-def collate(features, tokens, num_class=97, size=512):
+def collate(features, tokens, num_class=97, size=512, sentences=False, evidence=False):
     """Features -> one batch, a dict of dense tensors (B documents, W windows, R mentions, E
     entities, P pairs; padded with 0):
 
@@ -78,6 +78,9 @@ def collate(features, tokens, num_class=97, size=512):
     and, where a document is longer than `size` tokens:
     window_doc, window_start [W]; window_valid [W, T]: the tokens that are the document's own text;
     doc_mask [B, L]: the tokens of each document
+    and, where they are asked for:
+    sentences        [B, L, S]  float, 1 where a token, markers included, belongs to a sentence
+    evidence         [P, S]     float: how many relations of the pair name the sentence
 
     tokens: (opening ids, closing ids, padding id), see `special_tokens`. A mention whose marker was
     cut off is left out. (As in the released code, a marker right at the cut falls on [SEP].)
@@ -85,6 +88,10 @@ def collate(features, tokens, num_class=97, size=512):
     batch = _windows(features, tokens, size)
     batch |= _mentions(features)
     batch |= _pairs(features, num_class)
+    if sentences:
+        batch["sentences"] = _sentences(features)
+    if evidence:
+        batch["evidence"] = _evidence(features)
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
@@ -142,18 +149,43 @@ def _mentions(features):
     return {"mention_pos": position, "entity_mentions": belongs, "num_entities": counts}
 
 
+def _sentences(features):
+    longest = max(len(feature["input_ids"]) for feature in features)
+    most = max(len(feature["sentence_bounds"]) - 1 for feature in features)
+    belongs = np.zeros((len(features), longest, max(most, 1)), dtype=np.float32)
+    for i, feature in enumerate(features):
+        # 1: [CLS]; what was cut off is no token, and [SEP] comes last
+        bounds = np.minimum(np.array(feature["sentence_bounds"]) + 1, len(feature["input_ids"]) - 1)
+        for s in range(len(bounds) - 1):
+            belongs[i, bounds[s] : bounds[s + 1], s] = 1
+    return belongs
+
+
+def _evidence(features):
+    most = max(1, *(len(feature["sentence_bounds"]) - 1 for feature in features))
+    counts = [np.zeros((len(pairs_of(feature)), most), dtype=np.float32) for feature in features]
+    for feature, of_pair in zip(features, counts, strict=True):
+        head, tail, sentence = feature["evidence"].T
+        np.add.at(of_pair, (_rows(feature, head, tail), sentence), 1)
+    return np.concatenate(counts)
+
+
+def _rows(feature, head, tail):
+    """The places of pairs among those of the document that are classified."""
+    if "pairs" not in feature:
+        return head * (len(feature["entity_pos"]) - 1) + tail - (tail > head)
+    place = {pair: k for k, pair in enumerate(map(tuple, feature["pairs"].tolist()))}
+    rows = [place[pair] for pair in zip(head.tolist(), tail.tolist(), strict=True)]
+    return np.array(rows, dtype=np.int64)
+
+
 def _pairs(features, num_class):
     pairs, rows, classes, total = [], [], [], 0
     for i, feature in enumerate(features):
-        ends, num_entities = pairs_of(feature), len(feature["entity_pos"])
+        ends = pairs_of(feature)
         pairs.append(np.concatenate([np.full((len(ends), 1), i), ends], axis=1))
         head, tail, relation = feature["triples"].T
-        if "pairs" in feature:
-            place = {pair: k for k, pair in enumerate(map(tuple, ends.tolist()))}
-            row = [place[pair] for pair in zip(head.tolist(), tail.tolist(), strict=True)]
-            rows.append(total + np.array(row, dtype=np.int64))
-        else:
-            rows.append(total + head * (num_entities - 1) + tail - (tail > head))
+        rows.append(total + _rows(feature, head, tail))
         classes.append(relation)
         total += len(ends)
     labels = np.zeros((total, num_class), dtype=bool)

@@ -32,20 +32,36 @@ QUERY_KEY = {
 }
 
 
-def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=True):
-    """Token embeddings [W, T, d], and the last layer's attention rows [W, R, heads, T] at
-    mention_pos [W, R] (float32 or float64; in training after attention dropout). attention_mask
-    [W, T] is 1 at the real tokens, which come first. cpu_kernels False: a CPU goes a GPU's way."""
+def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=True, num_layers=1):
+    """Token embeddings [W, T, d] and attention rows [W, R, heads, T] at mention_pos [W, R] (float32
+    or float64; in training after attention dropout), both the mean of the last num_layers layers.
+    attention_mask [W, T] is 1 at the real tokens, which come first. cpu_kernels False: a CPU goes a
+    GPU's way."""
     if not has_plain_attention(encoder.config):
         window = torch.arange(len(input_ids), device=input_ids.device)[:, None]
-        output = encoder(input_ids, attention_mask, output_attentions=True)
-        rows = output.attentions[-1][window, :, mention_pos]
-        return output.last_hidden_state, at_least_float32(rows)
+        options = {"output_attentions": True, "output_hidden_states": num_layers > 1}
+        output = encoder(input_ids, attention_mask, **options)
+        rows = [x[window, :, mention_pos] for x in output.attentions[-num_layers:]]
+        return last_hidden(output, num_layers), at_least_float32(mean(rows))
     is_bert = hasattr(encoder, "encoder") and hasattr(encoder, "embeddings")
     is_packed = cpu_kernels and is_bert and input_ids.device.type == "cpu"
     run = packed if is_packed else hooked
-    hidden, query, key = run(encoder, input_ids, attention_mask)
-    return hidden, attention_rows(encoder, query, key, attention_mask, mention_pos)
+    hidden, queries, keys = run(encoder, input_ids, attention_mask, num_layers)
+    rows = [
+        attention_rows(encoder, query, key, attention_mask, mention_pos)
+        for query, key in zip(queries, keys, strict=True)
+    ]
+    return hidden, mean(rows)
+
+
+def mean(tensors):
+    return tensors[0] if len(tensors) == 1 else sum(tensors) / len(tensors)
+
+
+def last_hidden(output, num_layers):
+    """The mean of the last layers' outputs; of one layer what the encoder itself calls its last
+    (some normalise it once more)."""
+    return output.last_hidden_state if num_layers == 1 else mean(output.hidden_states[-num_layers:])
 
 
 def has_plain_attention(config):
@@ -73,22 +89,22 @@ def attention_rows(encoder, query, key, attention_mask, mention_pos):
     return F.dropout(scores.softmax(-1), rate, encoder.training)
 
 
-def hooked(encoder, input_ids, attention_mask):
-    """transformers' forward: hidden states, last queries and keys, [W, T, d] each."""
-    seen = {}
+def hooked(encoder, input_ids, attention_mask, num_layers=1):
+    """transformers' forward: the mean of the last layers' hidden states [W, T, d], and lists of
+    their queries and of their keys, [W, T, d] each."""
     names = QUERY_KEY[encoder.config.model_type]
+    seen = {name: [] for name in names}
     hooks = [
-        _last_module(encoder, name).register_forward_hook(
-            lambda *call, name=name: seen.update({name: call[-1]})
-        )
+        module.register_forward_hook(lambda *call, name=name: seen[name].append(call[-1]))
         for name in names
+        for module in _last_modules(encoder, name, num_layers)
     ]
     try:
-        hidden = encoder(input_ids, whole_mask(attention_mask)).last_hidden_state
+        output = encoder(input_ids, whole_mask(attention_mask), output_hidden_states=num_layers > 1)
     finally:
         for hook in hooks:
             hook.remove()
-    return hidden, *(seen[name] for name in names)
+    return last_hidden(output, num_layers), *(seen[name] for name in names)
 
 
 def whole_mask(attention_mask):
@@ -99,8 +115,10 @@ def whole_mask(attention_mask):
     return attention_mask[:, None, None].bool().expand(-1, 1, attention_mask.shape[1], -1)
 
 
-def _last_module(encoder, name):
-    return [m for path, m in encoder.named_modules() if path.rsplit(".", 1)[-1] == name][-1]
+def _last_modules(encoder, name, count):
+    """Of the modules of that name, one a layer, the last."""
+    named = [m for path, m in encoder.named_modules() if path.rsplit(".", 1)[-1] == name]
+    return named[-count:]
 
 
 def full_precision(tensor):

@@ -91,6 +91,17 @@ class Options:
     positive_weight: float | None = flag(
         None, "of ATGL (default 16.5)", above=0, saved=True, row=True
     )
+    evidence_weight: float = flag(
+        0.0, "of the evidence loss (DREEAM: 0.1 BERT, 0.05 RoBERTa)", least=0, saved=True, row=True
+    )
+    evidence_threshold: float = flag(
+        0.2,
+        "share of attention above which a sentence is evidence",
+        least=0,
+        most=1,
+        saved=True,
+        free=True,
+    )
     num_labels: int = flag(4, "most relations a pair; -1: no limit", saved="labels_per_pair")
     num_class: int | None = flag(None, "follows from --rel2id; given, it is only checked")
     emb_size: int = flag(768, "width of head and tail representations", least=64, saved=True)

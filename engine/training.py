@@ -14,7 +14,7 @@ from tqdm import tqdm
 from engine import distributed, resume
 from engine.checkpoint import save_weights
 from inputs.files import InputError, write_atomically
-from losses import OPTIONS, get_loss
+from losses import OPTIONS, evidence_loss, get_loss
 
 
 def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, unet_lr=4e-4):
@@ -38,29 +38,47 @@ def make_schedule(optimizer, num_steps, warmup_ratio):
 
 
 def train_step(
-    model, batches, loss_function, optimizer, schedule, scaler, amp, max_grad_norm, num_pairs=None
+    model,
+    batches,
+    loss_function,
+    optimizer,
+    schedule,
+    scaler,
+    amp,
+    max_grad_norm,
+    num_pairs=None,
+    num_related=None,
+    evidence_weight=0.0,
 ):
     """One step of the optimizer over one accumulation group of batches, as if they were one batch;
-    returns the loss, its mean over all pairs.
+    returns the loss: its mean over all pairs, plus evidence_weight times the mean evidence loss of
+    the pairs with a relation, for which the batches have sentences and evidence.
 
-    num_pairs: of the group. None: those of `batches`; several processes (`distributed`) have a part
-    of each batch each, and say how many there are in all.
+    num_pairs, num_related: pairs of the group, and those with a relation. None: those of `batches`;
+    several processes (`distributed`) have a part of each batch each, and say how many there are in
+    all.
     """
     if num_pairs is None:
         num_pairs = sum(len(batch["pairs"]) for batch in batches)
+    if num_related is None and evidence_weight:
+        num_related = sum(int((~batch["labels"][:, 0]).sum()) for batch in batches)
     # The processes' gradients are averaged, so each counts that many times what it has.
     share = distributed.world_size() / max(num_pairs, 1)
+    evidence_share = evidence_weight * distributed.world_size() / max(num_related or 0, 1)
     total = 0.0
     for i, batch in enumerate(batches):
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        inputs = {k: tensor for k, tensor in batch.items() if k not in ("labels", "evidence")}
         # Several processes add up their gradients once a step.
         is_last = i == len(batches) - 1
         with nullcontext() if is_last else getattr(model, "no_sync", nullcontext)():
             with amp():
-                logits = model(**inputs)
+                output = model(**inputs)
+            logits = output[0] if evidence_weight else output
             # A batch without any pair (documents of one entity) has no loss, and zero gradients.
             loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
             loss = loss * (len(logits) * share)
+            if evidence_weight:
+                loss = loss + evidence_share * evidence_loss(output[1], batch["evidence"])
             scaler.scale(loss).backward()
         total += loss.detach()
     total = distributed.mean(total)
@@ -196,10 +214,12 @@ class Training:
         takes its part."""
         self.model.train()
         mine = [batch[distributed.rank() :: distributed.world_size()] for batch in group]
+        weight, numbers = self.args.evidence_weight, [i for batch in group for i in batch]
         batches = [self.run.batch([self.features[i] for i in batch]) for batch in mine]
-        num_pairs = int(self.features.num_pairs[[i for batch in group for i in batch]].sum())
+        counts = self.features.num_pairs, self.features.num_related
+        counts = [int(count[numbers].sum()) for count in counts]
         parts = self.loss_function, self.optimizer, self.schedule, self.scaler, self.run.amp
-        loss = train_step(self.model, batches, *parts, self.args.max_grad_norm, num_pairs)
+        loss = train_step(self.model, batches, *parts, self.args.max_grad_norm, *counts, weight)
         self.pending.append(loss)
         self.progress["step"] += 1
 

@@ -24,9 +24,10 @@ from transformers import AutoModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from encoders.rows import last_hidden, mean
 from engine.checkpoint import fetch, load_model
 from inputs.files import InputError, OneLineParser, run_main, write_atomically
-from model import ATLOP, entity_attention, entity_embeddings, extract, pair_attention
+from model import ATLOP, entity_attention, entity_embeddings, extract, shared_attention
 from prepro import entity_pairs
 from utils import set_seed
 
@@ -50,13 +51,16 @@ class OneDocument(torch.nn.Module):
 
     def forward(self, input_ids, attention_mask, mention_pos, entity_mentions, pairs):
         model = self.atlop
-        output = self.encoder(input_ids, attention_mask, output_attentions=True)
-        tokens, rows = output.last_hidden_state, output.attentions[-1][:, :, mention_pos[0]]
-        rows = rows.transpose(1, 2)  # [1, R, heads, L]
+        count = model.num_layers
+        output = self.encoder(
+            input_ids, attention_mask, output_attentions=True, output_hidden_states=count > 1
+        )
+        rows = mean([x[:, :, mention_pos[0]] for x in output.attentions[-count:]])
+        tokens, rows = last_hidden(output, count), rows.transpose(1, 2)  # [1, R, heads, L]
         entities = entity_embeddings(tokens, mention_pos, entity_mentions)[0]  # [E, d]
         attention = entity_attention(rows, entity_mentions)
-        in_first = torch.cat([torch.zeros_like(pairs[:, :1]), pairs], dim=1)
-        contexts = pair_attention(attention, in_first) @ tokens[0]  # [P, d]
+        q = shared_attention(attention)[0, :, pairs[:, 0], pairs[:, 1]]  # [L, P]
+        contexts = (q / (q.sum(0) + model.eps)).T @ tokens[0]  # [P, d]
         z_head = extract(model.head_extractor, entities, pairs[:, 0], contexts, slice(None))
         z_tail = extract(model.tail_extractor, entities, pairs[:, 1], contexts, slice(None))
         size = model.config.block_size

@@ -16,7 +16,7 @@ from encoders.loading import build_encoder, transformer_type
 from engine.checkpoint import load_weights
 from engine.training import make_optimizer, make_schedule, train_step
 from evaluation import count_patterns, evaluate
-from losses import LOSSES, decode, get_loss
+from losses import LOSSES, decode, evidence_loss, get_loss
 from model import new_model
 from prepro import entity_pairs
 from utils import collate, special_tokens
@@ -42,9 +42,9 @@ def build(golden_models, folder, dropout=None):
     return model.eval(), config
 
 
-def batch_of(features, tokenizer, encoder):
+def batch_of(features, tokenizer, encoder, **more):
     tokens = special_tokens(tokenizer, transformer_type(encoder.config))
-    return collate(features, (*tokens, tokenizer.pad_token_id))
+    return collate(features, (*tokens, tokenizer.pad_token_id), **more)
 
 
 def test_committed_files_are_those_of_the_whole_set(committed_golden):
@@ -173,3 +173,37 @@ def test_patterns(golden_dir):
     counts = count_patterns(arrays["logits"], arrays["labels"])
     for name, expected in read(golden_dir / "patterns.json").items():
         assert counts[name] == expected, name
+
+
+def test_dreeam(golden_models, golden_features, golden_tokenizer):
+    """Logits, every pair's share of every sentence, and the losses, alone and as a batch."""
+    folder = golden_models / "dreeam_bert"
+    model, config = build(golden_models, "dreeam_bert")
+    expected, truth = np.load(folder / "logits.npz"), np.load(folder / "evidence.npz")
+    losses = read(folder / "evidence.json")
+    features = [golden_features[title] for title in config["titles"]]
+    relation_loss = get_loss("ATL")
+
+    def run(chosen):
+        batch = batch_of(chosen, golden_tokenizer, model.model, sentences=True, evidence=True)
+        labels, counts = batch.pop("labels"), batch.pop("evidence")
+        with torch.no_grad():
+            logits, shares = model(**batch)
+        related = int((~labels[:, 0]).sum())
+        values = relation_loss(logits, labels), evidence_loss(shares, counts) / related
+        return logits, shares, counts, batch["pairs"], related, [x.item() for x in values]
+
+    for i, (feature, x) in enumerate(zip(features, losses["documents"], strict=True)):
+        logits, shares, counts, pairs, related, values = run([feature])
+        _, head, tail = pairs.T
+        assert np.abs(logits.numpy() - expected[f"doc{i}"][head, tail]).max() < 1e-4
+        sentences = truth[f"doc{i}_sentences"][head, tail]
+        assert np.abs(shares.numpy() - sentences).max() < 1e-4
+        assert np.array_equal(counts.numpy(), truth[f"doc{i}_evidence"][head, tail])
+        bounds = feature["sentence_bounds"]
+        assert [list(pair) for pair in zip(bounds, bounds[1:], strict=False)] == x["sent_pos"]
+        assert related == x["pairs_with_relation"]
+        assert values == pytest.approx([x["rel_loss"], x["evidence_loss"]], rel=1e-4)
+    *_, values = run(features)
+    names = "batch_rel_loss", "batch_evidence_loss"
+    assert values == pytest.approx([losses[name] for name in names], rel=1e-4)

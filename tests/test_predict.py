@@ -32,7 +32,7 @@ from inputs.documents import read_documents, read_predictions
 from inputs.files import InputError, run_main, write_json
 from inputs.texts import new_documents
 from losses import decode
-from model import localized_contexts, pair_attention
+from model import localized_contexts, sentence_shares
 from model import unordered_pair as place_of
 from predict import RelationExtractor, batches
 from prepro import docred_features
@@ -302,7 +302,7 @@ def test_attended_sentences_against_slow_version(extractor, corpus, expected):
     assert checked > 5
 
 
-def test_pair_attention_is_the_context_also_over_several_windows(tokenizer):
+def test_shares_are_of_the_attention_that_makes_the_context_also_over_several_windows(tokenizer):
     """q H is the context that the model classifies a pair with."""
     model = small_model(max_position_embeddings=96).double()
     rng = random.Random(2)
@@ -317,7 +317,8 @@ def test_pair_attention_is_the_context_also_over_several_windows(tokenizer):
     )
     with torch.no_grad():
         model(**batch)
-        q = pair_attention(seen["attention"], batch["pairs"])
+        every = torch.eye(seen["tokens"].shape[1], dtype=torch.float64).expand(2, -1, -1)
+        q = sentence_shares(seen["attention"], every, batch["pairs"], 1e-5)
         contexts = localized_contexts(seen["tokens"], seen["attention"])
     doc, place = place_of(batch["pairs"], seen["attention"].shape[1])
     assert torch.allclose(
