@@ -94,11 +94,16 @@ def _mark_entities(document, pieces, marker):
     """Token ids with markers, without special tokens; entity_pos and sentence_bounds (see
     docred_features)."""
     starts, ends = {}, {}  # (sentence, word) -> markers before it, after it
-    spans = {(m["sent_id"], *m["pos"], m.get("type")) for x in document["vertexSet"] for m in x}
+    kinds = document.get("own_markers")  # else of one place one is enough
+    spans = {
+        (m["sent_id"], *m["pos"], str(m.get("type")) if kinds else None)
+        for mentions in document["vertexSet"]
+        for m in mentions
+    }
     for sentence, start, end, _ in spans:
         for markers, word in ((starts, start), (ends, end - 1)):
             found = markers.get((sentence, word), [])
-            if not found or document.get("own_markers"):
+            if not found or kinds:
                 markers[sentence, word] = [*found, marker]
     tokens = []
     offset = []  # per sentence, the token at which each word starts, and where the sentence ends

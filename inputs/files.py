@@ -153,24 +153,6 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-def field(record, name, kind, where=""):
-    """record[name], checked to be there and of that type."""
-    path = f"{where}.{name}" if where else name
-    if name not in record:
-        raise InputError(f"{path}: missing")
-    value = record[name]
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{path}: expected {kind.__name__}, found {type(value).__name__}")
-    if kind is str and not is_text(value):
-        raise InputError(f"{path}: holds half a character (a lone surrogate)")
-    return value
-
-
-def is_number(value, low=-sys.float_info.max, high=sys.float_info.max):
-    """True for a whole or broken number from low to high: no bool, no text, not infinite."""
-    return type(value) in (int, float) and low <= value <= high
-
-
 def is_text(string):
     """False for what JSON lets in, but no tokenizer and no file: \\ud800 without its other half."""
     try:
