@@ -265,6 +265,8 @@ def format_scores(scores):
         f"frequent F1 {p['freq_f1']}   long-tail F1 {p['long_tail_f1']}   "
         f"intra F1 {p['intra_f1']}   inter F1 {p['inter_f1']}",
     ]
+    if scores["evi_f1"]:
+        lines.append(f"evidence F1 {p['evi_f1']}")
     if "TP" in scores:
         lines += [
             "   ".join(f"{name} {scores[name]}" for name in PATTERNS),

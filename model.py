@@ -25,6 +25,7 @@ class DocREConfig(PretrainedConfig):
                      positive_weight: the options of losses, see losses.LOSSES
     evidence_weight  of DREEAM's evidence loss, 0: none
     evidence_threshold  share of a pair's attention above which a sentence is its evidence
+    fusion_threshold  of engine/fusion.py, None: not tuned (train.py --fusion)
     labels_per_pair  most relations of a pair, -1: no limit (--num_labels; transformers' num_labels
                      is the number of classes)
     max_seq_length   tokens; longer documents are cut
@@ -49,6 +50,7 @@ class DocREConfig(PretrainedConfig):
         positive_weight=None,
         evidence_weight=0.0,
         evidence_threshold=0.2,
+        fusion_threshold=None,
         labels_per_pair=4,
         max_seq_length=1024,
         emb_size=768,
@@ -71,6 +73,7 @@ class DocREConfig(PretrainedConfig):
         self.positive_weight = positive_weight
         self.evidence_weight = evidence_weight
         self.evidence_threshold = evidence_threshold
+        self.fusion_threshold = fusion_threshold
         self.labels_per_pair = labels_per_pair
         self.max_seq_length = max_seq_length
         self.emb_size = emb_size
@@ -269,7 +272,7 @@ def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
 def sentence_shares(attention, sentences, pairs, eps):
     """How much of each pair's q lies on each sentence, [P, S] (p in DREEAM, Eq. 5). The rest lies
     on the special tokens."""
-    contexts = localized_contexts(sentences, attention, eps)
+    contexts = localized_contexts(sentences.to(attention.dtype), attention, eps)
     return contexts[unordered_pair(pairs, attention.shape[1])]
 
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from encoders.loading import load_tokenizer, transformer_type, window_size
 from engine.checkpoint import fetch, load_model
+from engine.fusion import fuse_documents, select
 from engine.options import pick_device
 from evaluation import PATTERNS, prediction_patterns
 from inputs.files import (
@@ -59,7 +60,8 @@ class RelationExtractor:
 
     device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
     documents are cut there; evidence_threshold: the share of a pair's attention above which a
-    sentence is its evidence; None: the model's own. Raises InputError.
+    sentence is its evidence; None: the model's own. fusion: also predict the pairs' evidence alone
+    (engine/fusion.py; train.py --fusion finds its threshold). Raises InputError.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class RelationExtractor:
         batch_size=8,
         max_seq_length=None,
         evidence_threshold=None,
+        fusion=False,
     ):
         config, encoder = model.config, model.model.config
         self.rel2id = config.label2id
@@ -82,7 +85,11 @@ class RelationExtractor:
         self.evidence_threshold = evidence_threshold
         if evidence_threshold is None:
             self.evidence_threshold = config.evidence_threshold
-        self.batch_size = batch_size
+        self.batch_size, self.fusion = batch_size, fusion
+        if fusion and config.fusion_threshold is None:
+            raise InputError(
+                "--fusion: the model has no fusion_threshold; train.py --fusion finds it"
+            )
         self.property_of = {number: name for name, number in self.rel2id.items()}
         self.names = read_json(META_DIR / "rel_info.json")
         self.autocast = autocast(self.device, precision)
@@ -111,7 +118,7 @@ class RelationExtractor:
                         sent_id and pos of each; of a text's also start and end}
             relation    property, e.g. "P17"
             name        of the property
-            score       how far its logit lies above the threshold
+            score       how far its logit lies above the threshold (with fusion also below)
             evidence    the sentences that show it: those with more of the pair's attention than
                         evidence_threshold, places
             sentences   the (at most three) that the pair attends to most: {sentence: its place,
@@ -159,6 +166,8 @@ class RelationExtractor:
         with self.autocast():
             logits, shares = self.model(**batch)
         predicted = decode(logits, self.loss_type, self.num_labels) > 0
+        if self.fusion:
+            predicted = self._fuse(documents, logits.cpu(), shares.cpu(), pairs).to(self.device)
         threshold = threshold_of(logits, self.loss_type)
         facts = (predicted | labels)[:, 1:].nonzero()  # [K, 2]: pair, class - 1
         weights = shares[facts[:, 0]].cpu().numpy()  # [K, S]
@@ -188,6 +197,32 @@ class RelationExtractor:
                 relation["correct"] = bool(labels[row, number])
             records[doc]["relations"].append(relation)
         return records
+
+    def _fuse(self, documents, logits, shares, pairs):
+        """What fusion predicts of these documents: multi-hot, [P, classes]."""
+        counts = pairs[:, 0].bincount(minlength=len(documents)).tolist()
+        options = self.loss_type, self.evidence_threshold, self._logits_of
+        fused, _ = fuse_documents(documents, logits, shares.split(counts), *options)
+        row = {pair: i for i, pair in enumerate(map(tuple, pairs.tolist()))}
+        predicted = torch.zeros(logits.shape, dtype=torch.bool)
+        for doc, of_document in enumerate(fused):
+            for head, tail, number in select(of_document, self.model.config.fusion_threshold):
+                predicted[row[doc, head, tail], number] = True
+        return predicted
+
+    def _logits_of(self, documents):
+        """Logits of each of any documents, a list."""
+        features = docred_features(documents, self.tokenizer, self.max_seq_length, self.rel2id)
+        outputs = [None] * len(features)
+        for chosen in batches(features, self.batch_size):
+            batch = to_device(self.collate([features[i] for i in chosen]), self.device)
+            del batch["labels"], batch["sentences"]
+            with self.autocast():
+                logits = self.model(**batch).cpu()
+            counts = batch["pairs"][:, 0].bincount(minlength=len(chosen)).tolist()
+            for i, part in zip(chosen, logits.split(counts), strict=True):
+                outputs[i] = part
+        return outputs
 
 
 def batches(features, batch_size):
@@ -289,6 +324,7 @@ def parse_args(argv=None):
         type=float,
         help="share of a pair's attention above which a sentence is evidence; default: the model's",
     )
+    add("--fusion", action="store_true", help="also predict the pairs' evidence alone")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise InputError(f"--batch_size: {args.batch_size} is less than 1")
@@ -327,7 +363,7 @@ def main(argv=None):
     documents = partial(read_new_documents, file, name, rel2id, unique_titles=alone)
     total = sum(1 for _ in documents())  # whatever is wrong is said now
     options = args.device, args.precision, args.batch_size, args.max_seq_length
-    options = *options, args.evidence_threshold
+    options = *options, args.evidence_threshold, args.fusion
     extractor = RelationExtractor(load_model(folder), load_tokenizer(folder), *options)
 
     expected = total if args.output else min(total, page.LIMIT)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from engine import distributed, resume
 from engine.card import write_card
 from engine.checkpoint import load_model, load_state, load_weights, save_config, sizes_of
 from engine.data import Data
+from engine.fusion import facts_of, fuse_documents, fused_submission
 from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
 from engine.training import Training
 from inputs.files import (
@@ -39,8 +41,8 @@ from inputs.files import (
 )
 from losses import decode, margins, threshold_of
 from model import new_model
-from prepro import pairs_of
-from reporting.statistics import best_shift
+from prepro import docred_features, pairs_of
+from reporting.statistics import best_fusion_threshold, best_shift
 from utils import (
     autocast,
     collate,
@@ -258,6 +260,39 @@ class Run:
         }
         return {"shift": shift, "evidence_threshold": threshold} | scores
 
+    def fuse(self, outputs):
+        """The scores of every split together with pseudo documents, the threshold from dev (which
+        the model's configuration keeps), and the submissions. See engine/fusion.py.
+
+        outputs: split -> what `predict_logits` says of it.
+        """
+        args, results, submissions, config = self.args, {}, {}, self.model.config
+        for split, (logits, _, shares) in outputs.items():
+            started, documents = time.perf_counter(), self.data.documents[split]
+            options = args.loss_type, args.evidence_threshold, self.logits_of
+            fused, count = fuse_documents(documents, logits, shares, *options)
+            if split == "dev":
+                gold = [facts_of(document, self.rel2id) for document in documents]
+                config.fusion_threshold = best_fusion_threshold(fused, gold)
+                results["threshold"] = config.fusion_threshold
+            submission = fused_submission(fused, self.data.features[split], config, shares)
+            submissions[split] = submission
+            facts, often = self.data.train_facts, self.data.frequent
+            results[split] = evaluation.evaluate(submission, documents, facts, frequent=often)
+            results[split] |= {
+                "pseudo_documents": count,
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+        return results, submissions
+
+    def logits_of(self, documents):
+        """Logits of each of any documents, a list."""
+        args = self.args
+        features = docred_features(documents, self.tokenizer, args.max_seq_length, self.rel2id)
+        options = args.device, args.test_batch_size, self.amp, "pseudo documents"
+        logits = predict_logits(self.model, features, self.collate, *options)[0]
+        return logits.split([len(pairs_of(feature)) for feature in features])
+
     def settings(self):
         """What a run that goes on must have in common with its beginning: name -> value."""
         given = {name: x for name, x in vars(self.args).items() if name not in FREE_TO_CHANGE}
@@ -333,7 +368,7 @@ def complete(run):
         if distributed.is_first():
             load_weights(run.model, folder / "model.safetensors")
         distributed.spread(run.model)
-    needs_dev = args.load_path or args.save_logits or args.tune_threshold
+    needs_dev = args.load_path or args.save_logits or args.tune_threshold or args.fusion
     splits = ("dev", "test") if needs_dev else ("test",)
     outputs = {split: run.predict(split) for split in splits if split in run.data.documents}
     if distributed.is_first():
@@ -361,6 +396,20 @@ def report(run, best, outputs):
         for split in outputs:
             print(f"{split}, threshold shifted by {results['tuned']['shift']:+.4f}")
             print(evaluation.format_scores(results["tuned"][split]))
+    if args.fusion:
+        results["fusion"], submissions = run.fuse(outputs)
+        for split, submission in submissions.items():
+            scores = results["fusion"][split]
+            print(
+                f"{split}, with {scores['pseudo_documents']} pseudo documents, "
+                f"{scores['seconds']:.0f} s"
+            )
+            print(evaluation.format_scores(scores))
+            if folder:
+                write_json(folder / f"{split}_fused.json", submission, indent=0)
+        if source := folder if best else args.load_path and Path(args.load_path):
+            if source.is_dir():
+                save_config(run.model, source)  # with the threshold, for predict.py --fusion
     if folder and args.save_logits:
         for split, (logits, labels, _) in outputs.items():
             threshold = threshold_of(logits, args.loss_type)

@@ -62,6 +62,10 @@ class Options:
         False, "also score with the threshold shifted to the best dev F1", free=True
     )
 
+    fusion: bool = flag(
+        False, "also score together with pseudo documents of the pairs' evidence", free=True
+    )
+
     backbone: str = flag("atlop", choices=list(BACKBONES), saved=True, row=True)
     max_height: int = flag(42, "of DocuNet's images of entity pairs", least=4, saved=True, row=True)
     unet_in_dim: int = flag(3, "channels of DocuNet's images", least=1, saved=True, row=True)

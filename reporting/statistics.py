@@ -45,6 +45,21 @@ def best_shift(margins, labels, gold):
     return float(best[np.abs(best).argmin()])
 
 
+def best_fusion_threshold(fused, gold):
+    """The score that an uncertain triple has to exceed for the best micro F1. fused: a
+    `engine.fusion.Fused` a document; gold: of each a set of triples."""
+    scores, right, correct, predicted = [], [], 0, 0
+    for (certain, uncertain), truth in zip(fused, gold, strict=True):
+        predicted += len(certain)
+        correct += len(truth.intersection(certain))
+        scores += uncertain.values()
+        right += [triple in truth for triple in uncertain]
+    found = shift_curve(np.array(scores)[:, None], np.array(right)[:, None])
+    shifts, more_correct, more_predicted = found
+    f1 = f1_score(correct + more_correct, predicted + more_predicted, sum(map(len, gold)))
+    return float(shifts[f1.argmax()])
+
+
 def document_counts(predictions, truth, train=()):
     """Numbers of facts in every document, [documents, 4] int: correct, predicted, to be found, and
     correct ones that train knows (see `evaluate`, whose scores their sums give). Predictions of

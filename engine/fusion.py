@@ -1,0 +1,141 @@
+"""DREEAM's fusion at inference (Ma et al., EACL 2023, Section 3.4; after Xie et al., 2022): what a
+model says of a document, and of the pseudo documents that hold a pair's evidence alone, together.
+
+A triple is a candidate where its relation is among the MOST highest classes of its pair. Its score
+is s_r - s_TH, or s_r - (the lowest of the MOST - 1) where TH is not among them.
+"""
+
+from collections import namedtuple
+
+import numpy as np
+import torch
+
+from losses import threshold_of
+from prepro import candidate_pairs, pairs_of
+
+MOST = 4  # classes of a pair
+ALONE = -10.0  # added to the score of what only the document, or only its pseudo documents say
+
+Fused = namedtuple("Fused", "certain uncertain")  # triples; triple -> score
+
+
+def pseudo_documents(document, pairs, shares, threshold):
+    """The parts of a document that are its pairs' evidence: a list of (pseudo document, entities of
+    `document` that are its own), each distinct set of sentences once.
+
+    pairs [P, 2]; shares [P, S]: of each pair's attention on every sentence, evidence above the
+    threshold. Where no mention of the head (tail) is in it, the first sentence that has one is
+    added. A pair without evidence has no pseudo document.
+    """
+    where = [sorted({m["sent_id"] for m in mentions}) for mentions in document["vertexSet"]]
+    chosen = {}
+    for pair, above in zip(pairs.tolist(), np.asarray(shares) > threshold, strict=True):
+        sentences = set(np.flatnonzero(above).tolist())
+        if sentences:
+            sentences |= {where[e][0] for e in pair if sentences.isdisjoint(where[e])}
+            chosen[tuple(sorted(sentences))] = None
+    return [part_of(document, sentences) for sentences in chosen]
+
+
+def part_of(document, sentences):
+    """The document's sentences of these numbers, and its entities that they mention."""
+    place = {number: i for i, number in enumerate(sentences)}
+    entities, mentions = [], []
+    for e, of_entity in enumerate(document["vertexSet"]):
+        kept = [m | {"sent_id": place[m["sent_id"]]} for m in of_entity if m["sent_id"] in place]
+        if kept:
+            entities.append(e)
+            mentions.append(kept)
+    part = {name: document[name] for name in ("title", "own_markers") if name in document}
+    part |= {"sents": [document["sents"][i] for i in sentences], "vertexSet": mentions}
+    if "candidates" in document:
+        own = {e: i for i, e in enumerate(entities)}
+        inside = [pair for pair in document["candidates"] if own.keys() >= set(pair)]
+        part["candidates"] = [[own[h], own[t]] for h, t in inside]
+    return part, entities
+
+
+def triple_scores(logits, pairs, loss_type):
+    """(head, tail, class) -> score, of the candidates among the logits [P, classes]."""
+    top = logits.topk(min(MOST, logits.shape[1]), dim=1)
+    threshold = threshold_of(logits, loss_type)
+    if loss_type != "balance_softmax":
+        has_threshold = (top.indices == 0).any(1, keepdim=True)
+        threshold = torch.where(has_threshold, threshold, top.values[:, -1:] - 1)
+    scores = (top.values - threshold).tolist()
+    return {
+        (head, tail, number): score
+        for (head, tail), numbers, values in zip(
+            pairs.tolist(), top.indices.tolist(), scores, strict=True
+        )
+        for number, score in zip(numbers, values, strict=True)
+        if number != 0
+    }
+
+
+def fuse(whole, parts):
+    """A document's triples from its own scores and those of its pseudo documents (a list of
+    `triple_scores`, in the document's entities): what both find positive is certain; else the sum
+    of the two scores, or the only one and ALONE, decides."""
+    best = {}
+    for scores in parts:
+        for triple, score in scores.items():
+            best[triple] = max(score, best.get(triple, -np.inf))
+    certain, uncertain = [], {}
+    for triple in whole.keys() | best.keys():
+        given = [scores[triple] for scores in (whole, best) if triple in scores]
+        if len(given) == 2 and min(given) > 0:
+            certain.append(triple)
+        else:
+            uncertain[triple] = sum(given) + (ALONE if len(given) == 1 else 0)
+    return Fused(sorted(certain), uncertain)
+
+
+def select(fused, threshold):
+    """The triples of a document that are predicted, sorted."""
+    return sorted(
+        [*fused.certain, *(x for x, score in fused.uncertain.items() if score > threshold)]
+    )
+
+
+def fuse_documents(documents, logits, shares, loss_type, evidence_threshold, predict):
+    """One Fused a document, and the number of pseudo documents.
+
+    logits: of all pairs, document by document; shares: of each document [pairs, sentences];
+    predict: documents -> their logits, a list of [pairs, classes].
+    """
+    pairs = [candidate_pairs(document) for document in documents]
+    split = logits.split([len(x) for x in pairs])
+    parts, owners = [], []
+    for i, document in enumerate(documents):
+        found = pseudo_documents(document, pairs[i], shares[i], evidence_threshold)
+        parts += found
+        owners += [i] * len(found)
+    of_parts = [[] for _ in documents]
+    outputs = predict([part for part, _ in parts]) if parts else []
+    for owner, (part, entities), output in zip(owners, parts, outputs, strict=True):
+        ends = np.array(entities)[candidate_pairs(part)]
+        of_parts[owner].append(triple_scores(output, ends, loss_type))
+    fused = [
+        fuse(triple_scores(own, ends, loss_type), scores)
+        for own, ends, scores in zip(split, pairs, of_parts, strict=True)
+    ]
+    return fused, len(parts)
+
+
+def facts_of(document, rel2id):
+    """(head, tail, class) of its labels: a set."""
+    return {(x["h"], x["t"], rel2id[x["r"]]) for x in document["labels"]}
+
+
+def fused_submission(fused, features, config, shares):
+    """A submission of fused documents, with the evidence of the pairs in the whole document."""
+    submission = []
+    for document, feature, of_pairs in zip(fused, features, shares, strict=True):
+        place = {pair: i for i, pair in enumerate(map(tuple, pairs_of(feature).tolist()))}
+        for head, tail, number in select(document, config.fusion_threshold):
+            above = of_pairs[place[head, tail]] > config.evidence_threshold
+            fact = {"title": feature["title"], "h_idx": head, "t_idx": tail}
+            fact |= {"r": config.id2label[number], "evidence": above.nonzero()[:, 0].tolist()}
+            submission.append(fact)
+    return submission
