@@ -136,7 +136,8 @@ def fact(head, tail, relation, score, **more):
     sentences = [{"sentence": 2, "weight": 0.4}, {"sentence": 0, "weight": 0.1}]
     ends = {"head": {"entity": head}, "tail": {"entity": tail}}
     name = {"relation": relation, "name": f"name of {relation}"}
-    return ends | name | {"score": score, "sentences": sentences} | more
+    shown = {"score": score, "sentences": sentences, "evidence": [2]}
+    return ends | name | shown | more
 
 
 def labelled(title="Labelled"):

@@ -93,7 +93,10 @@ def test_relations_are_the_models(extractor, corpus, expected):
         batch = extractor.collate([feature])
         del batch["labels"]
         with torch.no_grad():
-            logits = extractor.model(**batch)
+            logits, shares = extractor.model(**batch)
+        for x in record["relations"]:
+            row = batch["pairs"].tolist().index([0, x["head"]["entity"], x["tail"]["entity"]])
+            assert x["evidence"] == (shares[row] > 0.2).nonzero()[:, 0].tolist()
         found = {}
         for (_, head, tail), row in zip(batch["pairs"].tolist(), logits.tolist(), strict=True):
             highest = sorted(range(97), key=lambda c: -row[c])[:4]
@@ -183,7 +186,7 @@ def test_missed_relations_and_their_patterns(tokenizer, loss_type, lower):
     batch = extractor.collate([feature])
     labels = batch.pop("labels").fill_(False)
     with torch.no_grad():
-        logits = model(**batch)
+        logits, _ = model(**batch)
     property_of = extractor.property_of
     row_of = {(h, t): i for i, (_, h, t) in enumerate(batch["pairs"].tolist())}
     for (h, t), row in row_of.items():  # what ranks first, what ranks last, nothing, in turn
@@ -219,7 +222,7 @@ def test_real_documents(extractor, tokenizer):
         batch = extractor.collate([feature])
         del batch["labels"]
         with torch.no_grad():
-            predicted = decode(extractor.model(**batch))
+            predicted = decode(extractor.model(**batch)[0])
         assert len(record["relations"]) == predicted[:, 1:].sum()
         assert len(record["missed"]) + sum(x["correct"] for x in record["relations"]) == len(
             {(x["h"], x["t"], x["r"]) for x in document["labels"] if x["h"] != x["t"]}

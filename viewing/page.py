@@ -57,6 +57,7 @@ def _fact(relation, status):
         "score": relation["score"],
         "status": status,
         "sentences": [[x["sentence"], x["weight"]] for x in relation["sentences"]],
+        "evidence": relation["evidence"],
     }
 
 
