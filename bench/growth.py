@@ -3,7 +3,7 @@
     python bench/growth.py --figure docs/growth.png [--device cuda]
 
 ATLOP of MiniLM's size (or --width, --layers) on made-up documents, every point in a process of its
-own (bench/backbones.py). Dashed: the growth of the work itself, the operations of the matrix
+own (bench/step.py). Dashed: the growth of the work itself, the operations of the matrix
 products the step needs, from the left-most point.
 """
 
@@ -62,7 +62,7 @@ def main():
 def measure(sizes, args):
     """{"seconds", "peak_mib", "work"} of a step."""
     flags = {**sizes, "width": args.width, "layers": args.layers, "repeats": args.repeats}
-    command = [sys.executable, Path(__file__).with_name("backbones.py"), "--backbone", "atlop"]
+    command = [sys.executable, Path(__file__).with_name("step.py"), "--backbone", "atlop"]
     command += [x for name, value in flags.items() for x in (f"--{name}", str(value))]
     command += ["--device", args.device]
     result = subprocess.run(command, check=True, capture_output=True, text=True)

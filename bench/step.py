@@ -1,6 +1,6 @@
-"""Time and peak memory of one training step, for the three backbones.
+"""Time and peak memory of one training step, for every backbone.
 
-    python bench/backbones.py [--entities 42] [--batch 4] [--tokens 512] [--device cuda]
+    python bench/step.py [--entities 42] [--batch 4] [--tokens 512] [--device cuda]
 
 Every backbone runs in a process of its own: a batch of made-up documents, an encoder of BERT-base's
 size (or --width, --layers) with random weights, float32 on a CPU, bfloat16 on a GPU. The time is
@@ -42,8 +42,17 @@ def make_features(args):
         pairs = pairs[pairs[:, 0] != pairs[:, 1]].unique(dim=0)
         triples = torch.cat([pairs, torch.randint(1, 97, (len(pairs), 1))], dim=1).numpy()
         ids = [2, *torch.randint(5, 1000, (args.tokens - 2,)).tolist(), 3]
+        bounds = [*range(0, args.tokens - 2, 30), args.tokens - 2]
+        sentences = torch.randint(len(bounds) - 1, (len(pairs), 1))
         features.append(
-            {"title": str(i), "input_ids": ids, "entity_pos": entity_pos, "triples": triples}
+            {
+                "title": str(i),
+                "input_ids": ids,
+                "entity_pos": entity_pos,
+                "triples": triples,
+                "evidence": torch.cat([pairs, sentences], dim=1).numpy(),
+                "sentence_bounds": bounds,
+            }
         )
     return features
 
