@@ -1,15 +1,17 @@
 """Documents -> features: token ids with entity markers, as ATLOP has them."""
 
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from inputs.documents import read_documents
+from inputs.documents import read_documents, without_collector
 from inputs.files import InputError, relation_ids
 
 
+@without_collector()
 def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
     """Features of validated documents: a list with one dict per document,
 
@@ -18,8 +20,8 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
     entity_pos   per entity the (start, end) of every mention, in tokens before [CLS] is added and
                  before the cut to max_seq_length - 2; start is the opening "*"
     sentence_bounds  where the sentences start and the last one ends, [S + 1], in the same tokens
-    evidence     [M, 3] int32 (head, tail, sentence), sorted: for each distinct triple, each
-                 sentence that its label names
+    evidence     a sorted list of (head, tail, sentence): for each distinct triple, each sentence
+                 that its label names
     pairs        [P, 2] the candidate pairs (head, tail), only of a document that names them
     triples      [K, 3] int32, the distinct (head, tail, class id) that hold, sorted; of the pairs
 
@@ -36,16 +38,18 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
         tokens, entity_pos, sentence_bounds = _mark_entities(document, pieces, marker)
         labels = document.get("labels", [])
         # an entity and itself are no pair of the model
-        named = {}  # triple -> its evidence; of two labels of one triple the last counts
-        for x in labels:
-            if x["h"] != x["t"]:
-                named[x["h"], x["t"], rel2id[x["r"]]] = set(x.get("evidence") or ())
+        triples = {(x["h"], x["t"], rel2id[x["r"]]) for x in labels if x["h"] != x["t"]}
         pairs = {}
         if "candidates" in document:
             pairs = {"pairs": candidate_pairs(document)}
             chosen = set(map(tuple, document["candidates"]))
-            named = {triple: x for triple, x in named.items() if triple[:2] in chosen}
-        evidence = sorted((h, t, sentence) for (h, t, _), x in named.items() for sentence in x)
+            triples = {triple for triple in triples if triple[:2] in chosen}
+        named = {
+            (x["h"], x["t"], rel2id[x["r"]], sentence)
+            for x in labels
+            for sentence in x.get("evidence") or ()
+        }
+        evidence = sorted((h, t, sentence) for h, t, r, sentence in named if (h, t, r) in triples)
         tokens = tokens[: max_seq_length - 2]
         features.append(
             {
@@ -53,8 +57,8 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
                 "input_ids": [tokenizer.cls_token_id, *tokens, tokenizer.sep_token_id],
                 "entity_pos": entity_pos,
                 "sentence_bounds": sentence_bounds,
-                "triples": np.array(sorted(named), dtype=np.int32).reshape(-1, 3),
-                "evidence": np.array(evidence, dtype=np.int32).reshape(-1, 3),
+                "triples": np.array(sorted(triples), dtype=np.int32).reshape(-1, 3),
+                "evidence": evidence,
                 **pairs,
             }
         )
@@ -93,18 +97,17 @@ def _marker_id(tokenizer):
 def _mark_entities(document, pieces, marker):
     """Token ids with markers, without special tokens; entity_pos and sentence_bounds (see
     docred_features)."""
-    starts, ends = {}, {}  # (sentence, word) -> markers before it, after it
-    kinds = document.get("own_markers")  # else of one place one is enough
-    spans = {
-        (m["sent_id"], *m["pos"], str(m.get("type")) if kinds else None)
-        for mentions in document["vertexSet"]
-        for m in mentions
-    }
-    for sentence, start, end, _ in spans:
-        for markers, word in ((starts, start), (ends, end - 1)):
-            found = markers.get((sentence, word), [])
-            if not found or kinds:
-                markers[sentence, word] = [*found, marker]
+    mentions = [m for of_entity in document["vertexSet"] for m in of_entity]
+    spans = [(m["sent_id"], *m["pos"]) for m in mentions]
+    # (sentence, word) -> markers before it, after it
+    if document.get("own_markers"):
+        kinds = [str(m.get("type")) for m in mentions]
+        spans = [span for span, _ in set(zip(spans, kinds, strict=True))]
+        starts = Counter((sentence, start) for sentence, start, _ in spans)
+        ends = Counter((sentence, end - 1) for sentence, _, end in spans)
+    else:
+        starts = {(sentence, start): 1 for sentence, start, _ in spans}
+        ends = {(sentence, end - 1): 1 for sentence, _, end in spans}
     tokens = []
     offset = []  # per sentence, the token at which each word starts, and where the sentence ends
     for i, sentence in enumerate(document["sents"]):
@@ -112,10 +115,10 @@ def _mark_entities(document, pieces, marker):
         for j, word in enumerate(sentence):
             offset[i].append(len(tokens))
             if (i, j) in starts:
-                tokens += starts[i, j]
+                tokens += [marker] * starts[i, j]
             tokens += pieces[word]
             if (i, j) in ends:
-                tokens += ends[i, j]
+                tokens += [marker] * ends[i, j]
         offset[i].append(len(tokens))
     entity_pos = [
         [(offset[m["sent_id"]][m["pos"][0]], offset[m["sent_id"]][m["pos"][1]]) for m in mentions]
@@ -178,7 +181,7 @@ class Features(Sequence):
             "input_ids": ids.tolist(),
             "entity_pos": [[next(spans) for _ in range(count)] for count in counts.tolist()],
             "triples": triples.reshape(-1, 3),
-            "evidence": evidence.reshape(-1, 3),
+            "evidence": list(map(tuple, evidence.reshape(-1, 3).tolist())),
             "sentence_bounds": bounds.tolist(),
         }
         return feature if num_pairs < 0 else feature | {"pairs": pairs.reshape(-1, 2)}

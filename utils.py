@@ -165,7 +165,7 @@ def _evidence(features):
     most = max(1, *(len(feature["sentence_bounds"]) - 1 for feature in features))
     counts = [np.zeros((len(pairs_of(feature)), most), dtype=np.float32) for feature in features]
     for feature, of_pair in zip(features, counts, strict=True):
-        head, tail, sentence = feature["evidence"].T
+        head, tail, sentence = np.array(feature["evidence"], dtype=np.int64).reshape(-1, 3).T
         np.add.at(of_pair, (_rows(feature, head, tail), sentence), 1)
     return np.concatenate(counts)
 

@@ -50,7 +50,7 @@ def make_features(args):
                 "input_ids": ids,
                 "entity_pos": entity_pos,
                 "triples": triples,
-                "evidence": torch.cat([pairs, sentences], dim=1).numpy(),
+                "evidence": torch.cat([pairs, sentences], dim=1).tolist(),
                 "sentence_bounds": bounds,
             }
         )

@@ -42,7 +42,8 @@ def test_features_as_numbers_are_those_that_were_given(golden_features):
     """Real documents, and made-up ones without entities, mentions cut off, no relations."""
     features = list(golden_features.values())
     empty = {"input_ids": [2, 3], "entity_pos": [], "triples": np.zeros((0, 3), np.int32)}
-    alone = {"input_ids": [2, 9, 3], "entity_pos": [[(0, 1), (7, 9)]], "triples": empty["triples"]}
+    empty |= {"evidence": [], "sentence_bounds": [0]}
+    alone = empty | {"input_ids": [2, 9, 3], "entity_pos": [[(0, 1), (7, 9)]]}
     features = [empty, *features, alone]
     kept = Features(iter(features))
     assert_same_features(kept, features)

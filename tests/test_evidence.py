@@ -74,7 +74,7 @@ def test_features_in_memory_keep_evidence(tokenizer):
     features = docred_features([document_of(i) for i in range(3)], tokenizer)
     kept = Features(features)
     for given, found in zip(features, kept, strict=True):
-        assert np.array_equal(given["evidence"], found["evidence"])
+        assert given["evidence"] == found["evidence"]
         assert given["sentence_bounds"] == found["sentence_bounds"]
     related = [len({(h, t) for h, t, _ in x["triples"].tolist()}) for x in features]
     assert kept.num_related.tolist() == related
