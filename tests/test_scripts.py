@@ -189,7 +189,7 @@ def test_an_interrupt_ends_all_runs_and_all_go_on_later(table3, tmp_path):
     assert [x for x in running.stdout.splitlines() if "<defunct>" not in x] == []
     result = start(JOBS="2", SLEEP="0", LOSSES="ATL HingeABL")
     assert result.returncode == 0, result.stderr
-    assert "4 runs, 4 to do" in result.stdout and result.stdout.count("test F1") == 4
+    assert "4 runs, 4 to do" in result.stdout and result.stdout.count(": test F1 ") == 4
 
 
 def test_run_table3(table3, tmp_path):
