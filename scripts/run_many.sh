@@ -1,9 +1,10 @@
-# Sourced by run_table2.sh and run_table3.sh: many runs of one recipe, one after the other, then the
+# Sourced by run_table2.sh and run_table3.sh: many runs of one recipe, JOBS at once (1), then the
 # report. A finished run is not run again and an interrupted one goes on, so everything can be stopped
 # and started anew; a failed one is named and does not stop the others.
 #
 # The callers' variables: RECIPE (bert, roberta, minilm: which of scripts/run_*.sh to run), OUT (the
-# folder of the run folders), SEEDS, ENCODER (default: the recipe's), DATA (default: as the recipe).
+# folder of the run folders), SEEDS, ENCODER (default: the recipe's), DATA (default: as the recipe),
+# JOBS (how many runs at once).
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SEEDS="${SEEDS:-1 5 42 66 233}"
@@ -29,48 +30,83 @@ duration() {  # of seconds
   fi
 }
 
-# run_all FLAG...: the runs that are not finished; the flags go to each. Then the report, to
-# OUT/report. Ends the script: exit code 1 if a run failed.
+# run_one "K NAME SEED FLAGS": the K-th run, unless it is finished; says how it went. Of JOBS at once
+# each has a slot of its own, 0 to JOBS - 1, with GPUs a GPU of its own, else one thread.
+run_one() {
+  local k name seed flags run line slot status=0 start=$SECONDS left
+  read -r k name seed flags <<< "$1"
+  run="$OUT/$name-seed$seed" line="[$k of $TOTAL] $name seed $seed"
+  [[ ! -e "$NOTES/interrupted" ]] || return 255
+  if [[ -f "$run/results.json" ]]; then
+    echo "$line: $(test_f1 "$run/results.json"), finished before"
+    return
+  fi
+  if ((JOBS > 1)); then
+    slot=0
+    until mkdir "$NOTES/slot$slot" 2> /dev/null; do slot=$(((slot + 1) % JOBS)); done
+    # shellcheck disable=SC2064  # the slot of now
+    trap "rmdir '$NOTES/slot$slot'" EXIT
+    if ((GPUS_HERE)); then export CUDA_VISIBLE_DEVICES=$((slot % GPUS_HERE)); else
+      export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    fi
+  fi
+  # shellcheck disable=SC2086  # the flags of a run are several words
+  eval "bash \"$ROOT/scripts/run_$RECIPE.sh\" --data_dir \"$DATA\" \
+    ${ENCODER:+--model_name_or_path \"$ENCODER\"} $GIVEN $flags \
+    --seed $seed --output_dir \"$run\" --resume" > "$run.log" 2>&1 || status=$?
+  if ((status == 130)); then
+    touch "$NOTES/interrupted"
+    echo "$line: interrupted" >&2
+    return 255  # xargs starts no other
+  fi
+  if ((status == 0)); then
+    echo >> "$NOTES/succeeded"
+    line+=": $(test_f1 "$run/results.json"), $((SECONDS - start)) s"
+  else
+    echo "$name-seed$seed" >> "$NOTES/failed"
+    line+=": failed after $((SECONDS - start)) s: "
+    line+="$({ grep '^error:' "$run.log" || cat "$run.log"; } | tail -n 1) ($run.log)"
+  fi
+  echo >> "$NOTES/done"
+  left=$((TO_DO - $(wc -l < "$NOTES/done")))
+  if ((left > 0)) && [[ -f "$NOTES/succeeded" ]]; then
+    line+="; about $(duration $((left * ($(date +%s) - STARTED) / $(wc -l < "$NOTES/done")))) left"
+  fi
+  echo "$line"
+}
+
+# run_all FLAG...: the runs that are not finished, JOBS at once (default 1); the flags go to each.
+# Then the report, to OUT/report. Ends the script: exit code 1 if a run failed.
 run_all() {
-  local recipe="$ROOT/scripts/run_$RECIPE.sh" k=0 left=0 succeeded=0 spent=0 failed=""
-  local line name seed flags run again start seconds status
-  [[ -f "$recipe" ]] || fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
+  local k=0 line name seed flags status=0
+  JOBS="${JOBS:-1}" TOTAL="${#RUNS[@]}" TO_DO=0 STARTED="$(date +%s)" GIVEN=""
+  [[ -f "$ROOT/scripts/run_$RECIPE.sh" ]] ||
+    fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
+  [[ "$JOBS" =~ ^[1-9][0-9]*$ ]] || fail "JOBS=$JOBS: not a number of runs at once"
   trap 'exit 130' INT  # also where a run ends with another code, as torchrun's do
   DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")"
+  (($# == 0)) || GIVEN="$(printf '%q ' "$@")"
+  GPUS_HERE="$({ nvidia-smi -L 2> /dev/null || true; } | wc -l)"
   mkdir -p "$OUT"
+  NOTES="$(mktemp -d)"
+  # shellcheck disable=SC2064
+  trap "rm -rf '$NOTES'" EXIT
   for line in "${RUNS[@]}"; do
     read -r name seed flags <<< "$line"
-    [[ -f "$OUT/$name-seed$seed/results.json" ]] || left=$((left + 1))
+    [[ -f "$OUT/$name-seed$seed/results.json" ]] || TO_DO=$((TO_DO + 1))
   done
-  echo "${#RUNS[@]} runs, $left to do; a run's output goes to $OUT/NAME-seedN.log"
-  for line in "${RUNS[@]}"; do
-    read -r name seed flags <<< "$line"
-    run="$OUT/$name-seed$seed" k=$((k + 1))
-    line="[$k of ${#RUNS[@]}] $name seed $seed"
-    if [[ -f "$run/results.json" ]]; then
-      echo "$line: $(test_f1 "$run/results.json"), finished before"
-      continue
-    fi
-    start=$SECONDS status=0
-    # shellcheck disable=SC2086  # the flags of a run are several words
-    bash "$recipe" --data_dir "$DATA" ${ENCODER:+--model_name_or_path "$ENCODER"} "$@" $flags \
-      --seed "$seed" --output_dir "$run" --resume > "$run.log" 2>&1 || status=$?
-    seconds=$((SECONDS - start)) left=$((left - 1))
-    ((status != 130)) || { echo "$line: interrupted" >&2; exit 130; }
-    if ((status == 0)); then
-      succeeded=$((succeeded + 1)) spent=$((spent + seconds))
-      line+=": $(test_f1 "$run/results.json"), $seconds s"
-    else
-      failed+=" $name-seed$seed"
-      line+=": failed after $seconds s: "
-      line+="$({ grep '^error:' "$run.log" || cat "$run.log"; } | tail -n 1) ($run.log)"
-    fi
-    ((left == 0 || succeeded == 0)) ||
-      line+="; about $(duration $((left * spent / succeeded))) left"
-    echo "$line"
-  done
+  echo "$TOTAL runs, $TO_DO to do; a run's output goes to $OUT/NAME-seedN.log"
+  export ROOT PYTHON OUT DATA RECIPE ENCODER="${ENCODER:-}" GIVEN TOTAL TO_DO STARTED JOBS GPUS_HERE
+  export NOTES
+  export -f run_one test_f1 duration
+  for line in "${RUNS[@]}"; do echo "$((k += 1)) $line"; done |
+    xargs -P "$JOBS" -I '{}' bash -c 'run_one "$1"' _ '{}' || status=$?
+  [[ ! -e "$NOTES/interrupted" ]] || exit 130
   status=0
   "$PYTHON" "$ROOT/report.py" --runs "$OUT" --out "$OUT/report" --data_dir "$DATA" || status=$?
-  [[ -z "$failed" ]] || { echo "failed:$failed" >&2; exit 1; }
+  if [[ -f "$NOTES/failed" ]]; then
+    echo "failed: $(sort "$NOTES/failed" | tr '\n' ' ' | sed 's/ $//')" >&2
+    exit 1
+  fi
   exit "$status"
 }

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 import test_report
@@ -12,7 +14,7 @@ from conftest import ROOT, read
 
 STUB = """#!{python}
 # Stands for python: train.py copies a finished run and puts in the flags; all else is real.
-import json, os, sys
+import json, os, sys, time
 if not sys.argv[1].endswith("train.py"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 given = dict(zip(sys.argv[2:], sys.argv[3:]))
@@ -23,6 +25,8 @@ for name in ("entropy_weight", "ncrl_shift", "positive_weight"):
         given["--" + name] = numbers if name[0] == "e" else numbers[0]
 if given["--loss_type"] == "AML":
     sys.exit("error: AML fails here")
+started = time.time()
+time.sleep(float(os.environ.get("SLEEP", 0)))
 results = json.load(open({template!r}))
 for name, kind in (("loss_type", str), ("seed", int), ("margin", float), ("hinge_norm", str),
                    ("entropy_weight", list), ("ncrl_shift", float), ("positive_weight", float)):
@@ -31,6 +35,8 @@ for name, kind in (("loss_type", str), ("seed", int), ("margin", float), ("hinge
 os.makedirs(given["--output_dir"])
 json.dump(results, open(given["--output_dir"] + "/results.json", "w"))
 print("saves logits:", "--save_logits" in sys.argv, "tunes:", "--tune_threshold" in sys.argv)
+if "SLEEP" in os.environ:
+    print(started, time.time(), os.environ.get("OMP_NUM_THREADS"))
 """
 
 
@@ -129,7 +135,9 @@ def test_an_environment_whose_python_is_gone_is_installed_anew(fresh, tmp_path):
     assert result.stdout == "ran\n" and steps == ["venv", "pip"]
 
 
-def test_run_table3(data, tmp_path):
+@pytest.fixture
+def table3(data, tmp_path):
+    """What starts run_table3.sh, train.py being a stub, and the finished run that it copies."""
     run = test_report.write_run(tmp_path / "finished", data, "ATL", 1, logits=False)
     template = str(run / "results.json")
     stub = tmp_path / "python"
@@ -138,11 +146,54 @@ def test_run_table3(data, tmp_path):
     cut = {"SEEDS": "1 5", "LOSSES": "ATL HingeABL:joint:m3 HingeABL:m5 AML", "RECIPE": "bert"}
     where = {"PYTHON": str(stub), "DATA": str(data), "OUT": str(tmp_path / "out")}
 
-    def start(**change):
+    def start(process=subprocess.run, **change):
         command = ["bash", str(ROOT / "scripts/run_table3.sh"), "--num_train_epochs", "1"]
-        env = os.environ | cut | where | change
-        return subprocess.run(command, capture_output=True, text=True, env=env)
+        env = {k: x for k, x in os.environ.items() if k != "OMP_NUM_THREADS"} | cut | where | change
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return process(command, env=env, **pipes, start_new_session=process != subprocess.run)
 
+    return start, run
+
+
+def test_runs_at_once(table3, tmp_path):
+    start, _ = table3
+    result = start(JOBS="2", SLEEP="3")
+    lines = [x for x in result.stdout.splitlines() if x[0] == "["]
+    assert result.returncode == 1 and result.stderr.strip() == "failed: AML-seed1 AML-seed5"
+    assert sorted(x.split("]")[0] for x in lines) == [f"[{k} of 8" for k in range(1, 9)]
+    times = []
+    for loss in ("ATL", "HingeABL-joint-m3", "HingeABL"):
+        for seed in (1, 5):
+            words = (tmp_path / f"out/{loss}-seed{seed}.log").read_text().split()
+            times.append(tuple(map(float, words[-3:-1])))
+            assert words[-1] == "1"  # thread
+    together = [
+        sum(a < moment < b for a, b in times) for moment, _ in ((a + 0.5, b) for a, b in times)
+    ]
+    assert max(together) == 2
+    result = start(JOBS="0")
+    assert result.returncode == 2 and "error: JOBS=0: not a number of runs at once" in result.stderr
+
+
+def test_an_interrupt_ends_all_runs_and_all_go_on_later(table3, tmp_path):
+    start, _ = table3
+    process = start(subprocess.Popen, JOBS="2", SLEEP="60")
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out").glob("*.log"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    running = subprocess.run(["pgrep", "-a", "-g", str(process.pid)], capture_output=True, text=True)
+    assert [x for x in running.stdout.splitlines() if "<defunct>" not in x] == []
+    result = start(JOBS="2", SLEEP="0", LOSSES="ATL HingeABL")
+    assert result.returncode == 0, result.stderr
+    assert "4 runs, 4 to do" in result.stdout and result.stdout.count(": test F1 ") == 4
+
+
+def test_run_table3(table3, tmp_path):
+    start, run = table3
     shutil.copytree(run, tmp_path / "out/ATL-seed1")
     first = (tmp_path / "out/ATL-seed1/results.json").stat().st_mtime_ns
     result = start()
