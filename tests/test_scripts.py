@@ -185,7 +185,9 @@ def test_an_interrupt_ends_all_runs_and_all_go_on_later(table3, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     process.communicate(timeout=30)
     assert process.returncode == 130
-    running = subprocess.run(["pgrep", "-a", "-g", str(process.pid)], capture_output=True, text=True)
+    running = subprocess.run(
+        ["pgrep", "-a", "-g", str(process.pid)], capture_output=True, text=True
+    )
     assert [x for x in running.stdout.splitlines() if "<defunct>" not in x] == []
     result = start(JOBS="2", SLEEP="0", LOSSES="ATL HingeABL")
     assert result.returncode == 0, result.stderr
