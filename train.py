@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -307,12 +308,32 @@ class Run:
         return {
             "args": vars(args) | {"rel2id": os.path.relpath(args.rel2id)},
             "data": self.data.description,
+            "commit": commit_of(Path(__file__).parent),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
         }
+
+
+def commit_of(folder):
+    """The commit that a folder is at, with a + if its files were changed; None if it has none."""
+    command = [
+        "git",
+        "-C",
+        folder,
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty=+",
+    ]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
+    return result.stdout.strip() or None
 
 
 def start_wandb(args):
