@@ -26,9 +26,9 @@ import transformers
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import baseline
+from step import make_features
 
 import evaluation
-from backbones import make_features
 from encoders.loading import build_encoder, load_tokenizer
 from engine.training import epoch_groups, make_optimizer, make_schedule, train_step
 from inputs.documents import read_documents
