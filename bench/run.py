@@ -3,10 +3,10 @@
     python bench/run.py --data_dir dataset/redocred [--device cuda] [--only read score]
 
 Both ways have the same weights and batches, and the same precision (but with --precision auto), and
-run by turns in one process; a ratio is the median over the parts of the work (each part is done both
-ways, one after the other, in turns of order). Encoders have random weights: only their size counts.
-Peak memory is taken in a process for each way: on a GPU what was allocated; on a CPU the process's
-largest size less what it was before.
+run by turns in one process; a ratio is the median over the parts of the work (each part is done
+both ways, one after the other, in turns of order). Encoders have random weights: only their size
+counts. Peak memory is taken in a process for each way: on a GPU what was allocated; on a CPU the
+process's largest size less what it was before.
 """
 
 import argparse
