@@ -32,13 +32,13 @@ from step import make_features
 import evaluation
 from encoders.loading import build_encoder, load_tokenizer
 from engine.options import pick_device
+from engine.prediction import predict_logits
 from engine.training import epoch_groups, make_optimizer, make_schedule, train_step
 from inputs.documents import read_documents
 from inputs.files import relation_ids
 from losses import get_loss
 from model import new_model
 from prepro import read_docred
-from train import predict_logits
 from utils import (
     autocast,
     collate,

@@ -22,10 +22,10 @@ from step import make_features
 
 from backbones import BACKBONES
 from encoders.loading import build_encoder
+from engine.prediction import predict_logits
 from engine.training import make_optimizer, make_schedule, train_step
 from losses import LOSSES, evidence_loss, get_loss
 from model import new_model
-from train import predict_logits
 from utils import autocast, collate, set_seed, to_device
 
 PRECISIONS = ["fp32", "bf16", "fp16"]

@@ -16,13 +16,13 @@ import evaluation
 from encoders.loading import load_tokenizer
 from encoders.packed import Attention, Dropout, attend, dropout, keep, packed
 from encoders.rows import attention_rows, encode_windows, hooked
+from engine.prediction import to_official
 from engine.training import epoch_groups
 from inputs.documents import read_documents
 from inputs.files import relation_ids
 from losses import get_loss
 from model import new_model
 from prepro import read_docred
-from train import to_official
 from utils import collate, set_seed, special_tokens
 
 KINDS = ["bert", "roberta", "electra"]
