@@ -413,9 +413,9 @@ def make_runs(runs):
     for args in runs:
         if distributed.share(partial(is_finished, args)):
             continue
+        run = Run(args, like=run)
         if distributed.is_first():
             print(f"device: {args.device}, precision: {args.precision}")
-        run = Run(args, like=run)
         try:
             complete(run)
         except torch.OutOfMemoryError:

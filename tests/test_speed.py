@@ -117,15 +117,17 @@ def inputs(kind, seed=0):
     return encoder, ids, mask, mentions
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_tokens_equal_transformers_forward(kind):
+def test_packed_tokens_equal_transformers_forward(kind, num_layers):
     """Hidden states, last queries and keys, and every gradient; padding left out in the one."""
     encoder, ids, mask, _ = inputs(kind)
     results = []
     for way in (packed, hooked):
         encoder.zero_grad()
-        outputs = way(encoder, ids, mask)
-        real = [x[mask.bool()] for x in outputs]
+        hidden, queries, keys = way(encoder, ids, mask, num_layers)
+        assert len(queries) == len(keys) == num_layers
+        real = [x[mask.bool()] for x in (hidden, *queries, *keys)]
         sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in real).backward()
         results.append(
             (real, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})

@@ -167,6 +167,7 @@ def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path):
         submission = to_official(decode(logits, "SAT", 4, shift), features, relation_ids())
         expected = evaluate(submission, truth, facts)
         found = first["tuned"][split]
+        del expected["evi_f1"]  # of shares, which are not kept
         assert {k: found[k] for k in expected} == pytest.approx(expected)
         assert found["f1"] >= first[split]["f1"] or split == "test"
 
