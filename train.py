@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
 
 import evaluation
 from encoders.loading import build_encoder, load_tokenizer, transformer_type, window_size
@@ -30,6 +30,7 @@ from engine.checkpoint import load_model, load_state, load_weights, save_config,
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_submission
 from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
+from engine.prediction import predict_logits, predicted_facts, to_official
 from engine.training import Training
 from inputs.files import (
     InputError,
@@ -87,61 +88,6 @@ def build_model(args, rel2id):
     for name in sizes.keys() & vars(args).keys():  # the sizes of given weights count
         setattr(args, name, sizes[name])
     return model
-
-
-@torch.no_grad()
-def predict_logits(model, features, make_batch, device, batch_size, amp, progress):
-    """Logits [pairs, classes] (float32, on the CPU) and labels of all pairs, document by document
-    in the order of `features`; and of each document the share of its pairs' attention on every
-    sentence, [pairs, sentences], if make_batch, a `collate`, gives sentences. Documents of like
-    length share a batch."""
-    model.eval()
-    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
-    parts = [None] * len(features)
-    hidden = distributed.hides_bars()
-    bar = tqdm(total=len(features), desc=progress, unit="doc", leave=False, disable=hidden)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = make_batch([features[i] for i in chosen])
-        # What is counted or kept on the CPU does not go to the GPU: the host would wait for it.
-        labels = batch.pop("labels")
-        counts = torch.bincount(batch["pairs"][:, 0], minlength=len(chosen)).tolist()
-        with amp():
-            output = model(**to_device(batch, device))
-        logits, shares = output if "sentences" in batch else (output, labels[:, :0])
-        split = (x.cpu().split(counts) for x in (logits, labels, shares))
-        for i, pieces in zip(chosen, zip(*split, strict=True), strict=True):
-            parts[i] = pieces
-        bar.update(len(chosen))
-    bar.close()
-    logits, labels, shares = zip(*parts, strict=True)
-    return torch.cat(logits), torch.cat(labels), list(shares)
-
-
-def predicted_facts(predicted, features, rel2id):
-    """Multi-hot predictions of all pairs -> (number of the document, of its pair, {title, h_idx,
-    t_idx, r}) for each relation that is predicted."""
-    name_of = {number: name for name, number in rel2id.items()}
-    start = 0
-    for i, feature in enumerate(features):
-        pairs = pairs_of(feature)
-        rows, classes = predicted[start : start + len(pairs), 1:].nonzero().T.tolist()
-        for row, relation in zip(rows, classes, strict=True):
-            head, tail = pairs[row].tolist()
-            fact = {"title": feature["title"], "h_idx": head, "t_idx": tail}
-            yield i, row, fact | {"r": name_of[relation + 1]}
-        start += len(pairs)
-
-
-def to_official(predicted, features, rel2id, shares=None, evidence_threshold=0.2):
-    """Multi-hot predictions of all pairs -> a submission: a list of {title, h_idx, t_idx, r}, and
-    with shares (see `predict_logits`) evidence: the sentences of more than the threshold."""
-    submission = []
-    for i, row, fact in predicted_facts(predicted, features, rel2id):
-        if shares is not None:
-            fact["evidence"] = (shares[i][row] > evidence_threshold).nonzero()[:, 0].tolist()
-        submission.append(fact)
-    return submission
 
 
 def best_evidence_threshold(predicted, features, rel2id, shares, gold):
@@ -307,12 +253,32 @@ class Run:
         return {
             "args": vars(args) | {"rel2id": os.path.relpath(args.rel2id)},
             "data": self.data.description,
+            "commit": commit_of(Path(__file__).parent),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
         }
+
+
+def commit_of(folder):
+    """The commit that a folder is at, with a + if its files were changed; None if it has none."""
+    command = [
+        "git",
+        "-C",
+        folder,
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty=+",
+    ]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
+    return result.stdout.strip() or None
 
 
 def start_wandb(args):
@@ -348,8 +314,9 @@ def make_folder(args):
 def start_folder(run, args):
     """Clears the run folder of an earlier run and writes what is known before training."""
     resume.remove_states(run.folder)
-    names = "results.json metrics.jsonl predictions.json model.safetensors README.md"
-    for name in [*names.split(), "dev_logits.npz", "test_logits.npz"]:
+    names = "results.json metrics.jsonl predictions.json model.safetensors README.md "
+    names += "dev_logits.npz test_logits.npz dev_fused.json test_fused.json"
+    for name in names.split():
         (run.folder / name).unlink(missing_ok=True)
     save_config(run.model, run.folder)
     try:
@@ -447,6 +414,8 @@ def make_runs(runs):
         if distributed.share(partial(is_finished, args)):
             continue
         run = Run(args, like=run)
+        if distributed.is_first():
+            print(f"device: {args.device}, precision: {args.precision}")
         try:
             complete(run)
         except torch.OutOfMemoryError:

@@ -2,10 +2,11 @@
 
     python bench/run.py --data_dir dataset/redocred [--device cuda] [--only read score]
 
-Both ways have the same weights, batches and precision and run by turns in one process; a ratio is
-the median over the parts of the work (each part is done both ways, one after the other, in turns of
-order). Encoders have random weights: only their size counts. Peak memory is taken in a process for
-each way: on a GPU what was allocated; on a CPU the process's largest size less what it was before.
+Both ways have the same weights and batches, and the same precision (but with --precision auto), and
+run by turns in one process; a ratio is the median over the parts of the work (each part is done
+both ways, one after the other, in turns of order). Encoders have random weights: only their size
+counts. Peak memory is taken in a process for each way: on a GPU what was allocated; on a CPU the
+process's largest size less what it was before.
 """
 
 import argparse
@@ -26,17 +27,18 @@ import transformers
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import baseline
+from step import make_features
 
 import evaluation
-from backbones import make_features
 from encoders.loading import build_encoder, load_tokenizer
+from engine.options import pick_device
+from engine.prediction import predict_logits
 from engine.training import epoch_groups, make_optimizer, make_schedule, train_step
 from inputs.documents import read_documents
 from inputs.files import relation_ids
 from losses import get_loss
 from model import new_model
 from prepro import read_docred
-from train import predict_logits
 from utils import (
     autocast,
     collate,
@@ -77,7 +79,12 @@ def parse_args():
     add("--data_dir", type=Path, default=Path("dataset/redocred"), help="has dev_revised.json")
     add("--tokenizer", default="bert-base-cased")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--precision", choices=["fp32", "bf16", "fp16"], help="default: bf16 on a GPU, else fp32")
+    add(
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="auto: ours as train.py picks it, on a CPU the baseline's fp32; default: bf16 on a "
+        "GPU, else fp32, both ways",
+    )
     add("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="to train")
     add("--documents", type=int, default=200, help="to train on")
     add("--eval_documents", type=int, default=500)
@@ -88,7 +95,10 @@ def parse_args():
     add("--memory_of", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     on_gpu = args.device.startswith("cuda")
+    picks = args.precision == "auto"
     args.precision = args.precision or ("bf16" if on_gpu else "fp32")
+    args.precision = pick_device(args.device, args.precision)[1]
+    args.baseline_precision = "fp32" if picks and not on_gpu else args.precision
     if args.memory_of:
         print(memory_of_step(args))
         sys.exit()
@@ -100,7 +110,10 @@ def describe(args):
         return f"{torch.cuda.get_device_name(args.device)}, {args.precision}"
     names = [x for x in open("/proc/cpuinfo", encoding="utf-8") if x.startswith("model name")]
     name = names[0].split(":")[1].strip() if names else platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, {args.precision}"
+    precision = args.precision
+    if args.baseline_precision != precision:
+        precision = f"ours {precision}, the baseline {args.baseline_precision}"
+    return f"{name}, {torch.get_num_threads()} threads, {precision}"
 
 
 def waiter(device):
@@ -190,6 +203,7 @@ class Pair:
         self.tokens = opening, closing, self.tokenizer.pad_token_id
         kind = torch.device(args.device).type
         self.amp = autocast(args.device, args.precision)
+        self.baseline_amp = autocast(args.device, args.baseline_precision)
         self.wait = waiter(args.device)
         self.rest = {}
         for way in WAYS:
@@ -202,7 +216,8 @@ class Pair:
                 )
             scaler = torch.amp.GradScaler(kind, enabled=args.precision == "fp16")
             schedule = make_schedule(optimizer, 10_000, 0.06)
-            self.rest[way] = get_loss("HingeABL"), optimizer, schedule, scaler, self.amp, 1.0
+            amp = self.amp if way == "ours" else self.baseline_amp
+            self.rest[way] = get_loss("HingeABL"), optimizer, schedule, scaler, amp, 1.0
 
     def our_batch(self, features):
         return collate(features, self.tokens)
@@ -226,7 +241,7 @@ class Pair:
         for start in range(0, len(features), size):
             batch = self.baseline_batch(features[start : start + size])
             batch.pop("labels")
-            with self.amp():
+            with self.baseline_amp():
                 self.baseline(**batch).float().cpu()
 
 

@@ -2,6 +2,7 @@
 one that goes out is written whole or not at all. For documents see documents.py."""
 
 import argparse
+import gzip
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import ujson
@@ -124,13 +126,15 @@ def relation_ids(path=META_DIR / "rel2id.json"):
 
 
 def read_json(path):
-    """The content of a JSON file. Raises InputError if it is missing, empty or not JSON."""
+    """The content of a JSON file, which may be packed (.gz). Raises InputError if it is missing,
+    empty or not JSON."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            text = file.read()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: not UTF-8, ...
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not text.strip():
         raise InputError(f"{path}: the file is empty")

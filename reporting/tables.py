@@ -138,6 +138,8 @@ def run_counts(run, truth, facts, rel2id):
     """`document_counts` of a run's predictions. Raises InputError where they are not those that
     its results.json scores."""
     path = run["folder"] / "predictions.json"
+    if not path.exists():
+        path = path.with_name("predictions.json.gz")
     predictions = read_predictions(path, truth, rel2id)
     try:
         counts = document_counts(predictions, truth, facts or ())

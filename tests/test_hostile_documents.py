@@ -29,13 +29,13 @@ from hypothesis import strategies as st
 import evaluation
 import predict
 from engine.data import Data
+from engine.prediction import to_official
 from evaluation import evaluate, read_logits
 from inputs.documents import read_documents, read_predictions
 from inputs.files import relation_ids
 from inputs.texts import as_docred, open_input, read_new_documents
 from prepro import docred_features
 from reporting.statistics import document_counts
-from train import to_official
 from utils import collate
 from viewing import page
 

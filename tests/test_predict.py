@@ -75,7 +75,7 @@ def assert_same(records, expected):
 
 
 def command(folder, *more):
-    return ["--model", str(folder), "--device", "cpu", *map(str, more)]
+    return ["--model", str(folder), "--device", "cpu", "--precision", "fp32", *map(str, more)]
 
 
 def run(folder, source, target, *more):

@@ -16,6 +16,7 @@ from test_evaluation import f1_of, slow_pattern
 
 import report
 from engine.options import Options
+from engine.prediction import to_official
 from evaluation import count_patterns, evaluate
 from inputs.documents import read_documents
 from inputs.files import InputError, run_main
@@ -25,7 +26,6 @@ from reporting import figures
 from reporting.runs import find_runs, group_runs
 from reporting.statistics import document_counts, scores_of_counts
 from reporting.tables import data_tables, document_sizes
-from train import to_official
 from utils import save_arrays
 
 PAPER = read(ROOT / "meta/paper_results.json")

@@ -16,13 +16,13 @@ import evaluation
 from encoders.loading import load_tokenizer
 from encoders.packed import Attention, Dropout, attend, dropout, keep, packed
 from encoders.rows import attention_rows, encode_windows, hooked
+from engine.prediction import to_official
 from engine.training import epoch_groups
 from inputs.documents import read_documents
 from inputs.files import relation_ids
 from losses import get_loss
 from model import new_model
 from prepro import read_docred
-from train import to_official
 from utils import collate, set_seed, special_tokens
 
 KINDS = ["bert", "roberta", "electra"]
@@ -117,15 +117,17 @@ def inputs(kind, seed=0):
     return encoder, ids, mask, mentions
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_tokens_equal_transformers_forward(kind):
+def test_packed_tokens_equal_transformers_forward(kind, num_layers):
     """Hidden states, last queries and keys, and every gradient; padding left out in the one."""
     encoder, ids, mask, _ = inputs(kind)
     results = []
     for way in (packed, hooked):
         encoder.zero_grad()
-        outputs = way(encoder, ids, mask)
-        real = [x[mask.bool()] for x in outputs]
+        hidden, queries, keys = way(encoder, ids, mask, num_layers)
+        assert len(queries) == len(keys) == num_layers
+        real = [x[mask.bool()] for x in (hidden, *queries, *keys)]
         sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in real).backward()
         results.append(
             (real, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})

@@ -12,11 +12,11 @@ from test_evaluation import f1_of
 
 import report
 import train
+from engine.prediction import to_official
 from evaluation import evaluate, gold_facts
 from inputs.files import InputError, relation_ids
 from losses import decode, margins
 from reporting.statistics import best_shift, paired_bootstrap, shift_curve
-from train import to_official
 
 
 def counts_of(correct):
@@ -167,6 +167,7 @@ def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path):
         submission = to_official(decode(logits, "SAT", 4, shift), features, relation_ids())
         expected = evaluate(submission, truth, facts)
         found = first["tuned"][split]
+        del expected["evi_f1"]  # of shares, which are not kept
         assert {k: found[k] for k in expected} == pytest.approx(expected)
         assert found["f1"] >= first[split]["f1"] or split == "test"
 

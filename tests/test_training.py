@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from backbones import BACKBONES
-from engine import distributed, resume, training
+from engine import distributed, prediction, resume, training
 from engine.training import make_optimizer, make_schedule, train_step
 from inputs.files import InputError
 from losses import get_loss
@@ -204,10 +204,10 @@ def test_labels_and_counts_of_an_evaluation_stay_on_the_cpu(
     features, tokenizer, monkeypatch, batch
 ):
     sent = []
-    monkeypatch.setattr(train, "to_device", lambda x, device: sent.append(sorted(x)) or x)
+    monkeypatch.setattr(prediction, "to_device", lambda x, device: sent.append(sorted(x)) or x)
     model = small_model(vocab_size=200)
     amp = partial(torch.autocast, "cpu", enabled=False)
-    logits, labels = train.predict_logits(model, features, batch, "cpu", 4, amp, "try")
+    logits, labels, _ = prediction.predict_logits(model, features, batch, "cpu", 4, amp, "try")
     assert sent and all("labels" not in names for names in sent)
     whole = batch(features)
     assert torch.equal(labels, whole["labels"])
