@@ -113,7 +113,7 @@ def test_overfits_real_documents(tmp_path, committed_golden, backbone):
         shutil.copy(file, encoder)
     rates = ["--learning_rate", "2e-3", "--classifier_lr", "2e-3", "--emb_size", "128"]
     unet = ["--down_dim", "32", "--unet_out_dim", "64"]
-    epochs = {"atlop": "4", "docunet": "4", "dreeam": "4", "kd_docre": "6"}[backbone]
+    epochs = {"atlop": "4", "docunet": "4", "dreeam": "8", "kd_docre": "6"}[backbone]
     more = [*rates, *unet, "--backbone", backbone, "--num_train_epochs", epochs, "--test_file", ""]
     train.main(flags(tmp_path, tmp_path / "run", *more))
     best = read(tmp_path / "run/results.json")["dev"]
