@@ -186,7 +186,10 @@ class Run:
         )
         threshold = threshold_of(logits, loss_type).numpy()
         patterns = evaluation.count_patterns(logits.numpy(), labels.numpy(), threshold, shift)
-        return scores | patterns, submission
+        # Where the threshold lies: how many relations score above it, in pairs that have one.
+        above = (logits[:, 1:].numpy() - threshold > shift).sum(1)[labels[:, 1:].any(1).numpy()]
+        place = {"above_threshold": float(above.mean()) if len(above) else 0.0}
+        return scores | patterns | place, submission
 
     def tune(self, outputs):
         """The shift of the threshold with the best dev F1, with it the threshold of evidence with
