@@ -14,7 +14,6 @@ Titles need not be unique, for there is one record for each document, in the ord
 the official format, which tells documents apart by title alone, two with one title are refused.
 """
 
-import json
 import os
 import sys
 import time
@@ -48,6 +47,7 @@ from losses import decode, threshold_of
 from prepro import docred_features
 from utils import autocast, collate, special_tokens, to_device
 from viewing import page
+from viewing.formats import FORMATS
 
 WINDOW = 16  # batches; so many documents are in memory at once, and sorted by length
 LARGEST = 2**27  # tokens x entities^2 of a batch (4 bytes each); beyond, it holds fewer documents
@@ -264,44 +264,24 @@ def _attended_sentences(document, shares):
     ]
 
 
-def official_triples(records):
-    """Records -> predictions in the official submission format."""
-    for record in records:
-        for x in record["relations"]:
-            yield {
-                "title": record["title"],
-                "h_idx": x["head"]["entity"],
-                "t_idx": x["tail"]["entity"],
-                "r": x["relation"],
-                "evidence": x["evidence"],
-            }
-
-
-def write_list(items, file):
-    """Writes a JSON list, an item a line, as the items come."""
-    file.write("[")
-    for i, item in enumerate(items):
-        file.write(("," if i else "") + "\n" + json.dumps(item, ensure_ascii=False))
-    file.write("\n]\n")
-    file.flush()
-
-
-# Half a character, which JSON can hold in a field that nobody checks, stays the escape that it was.
+# Half a character, which a field that nobody checks may hold, is written as its escape.
 ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
-def write_output(items, path):
-    """write_list to a file, which is moved into place at the end, or to standard output, "-"."""
+def write_output(records, path, form="relations"):
+    """Writes a file, which is moved into place at the end, or standard output, "-"."""
+    write_records = FORMATS[form]
     if path != "-":
 
         def write(temporary):
             with open(temporary, "w", **ENCODING) as file:
-                write_list(items, file)
+                write_records(records, file)
 
         return write_atomically(path, write)
     sys.stdout.reconfigure(**ENCODING)
     try:
-        write_list(items, sys.stdout)
+        write_records(records, sys.stdout)
+        sys.stdout.flush()
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -313,7 +293,7 @@ def parse_args(argv=None):
     add("--model", required=True, help="run folder, or name on the hub")
     add("--input", required=True, help="documents, see inputs/texts.py; -: standard input")
     add("--output", help="file; default: standard output, -, or none with --html")
-    add("--format", default="relations", choices=["relations", "official"], help="of --output")
+    add("--format", default="relations", choices=list(FORMATS), help="of --output")
     add("--html", help=f"write the first {page.LIMIT} documents as a page to this file")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"])
@@ -379,8 +359,7 @@ def main(argv=None):
             yield record
 
     if args.output:
-        is_official = args.format == "official"
-        write_output(official_triples(records()) if is_official else records(), args.output)
+        write_output(records(), args.output, args.format)
     else:
         deque(records(), maxlen=0)
     if args.html:

@@ -38,6 +38,7 @@ from prepro import docred_features
 from reporting.statistics import document_counts
 from utils import collate
 from viewing import page
+from viewing.formats import write_list
 
 # --- Documents --------------------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ def test_every_change_of_new_documents(tmp_path, extractor, base):
     kept = random.Random(0).sample(kept, 20)
     shown = list(extractor.stream(iter(kept)))
     file = io.StringIO()
-    predict.write_list([record for _, record in shown], file)
+    write_list([record for _, record in shown], file)
     assert "NaN" not in file.getvalue() and "Infinity" not in file.getvalue()
     assert [x["title"] for x in json.loads(file.getvalue())] == [x["title"] for x in kept]
     page.write_page(tmp_path / "page.html", shown[: page.LIMIT], len(shown))

@@ -413,13 +413,13 @@ def test_fault_in_the_last_document_leaves_everything_as_it_was(folder, tmp_path
 
 def test_output_appears_only_when_it_is_whole(folder, corpus, tmp_path, monkeypatch):
     (tmp_path / "in.json").write_text(json.dumps(corpus))
-    original = predict.write_list
+    original = predict.FORMATS["relations"]
 
     def interrupted(items, file):
         original(islice(items, 2), file)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "write_list", interrupted)
+    monkeypatch.setitem(predict.FORMATS, "relations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path / "in.json", tmp_path / "out.json")
     assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
