@@ -25,22 +25,24 @@ def packed(encoder, input_ids, attention_mask, num_layers=1):
     x = x.flatten(0, 1).index_select(0, place)
     on_weights = config.attention_probs_dropout_prob if training else 0.0
     on_hidden = config.hidden_dropout_prob if training else 0.0
-    last = []  # (output, query, key) of each of the last layers
+    last = []  # (output, attention module, query, key) of each of the last layers
     for layer in encoder.encoder.layer:
         projections = (getattr(layer.attention.self, name) for name in ("query", "key", "value"))
         query, key, value = (linear(x) for linear in projections)
         context = attend(query, key, value, lengths, config.num_attention_heads, on_weights)
         x = _add_norm(layer.attention.output, context, x, on_hidden)
         x = _add_norm(layer.output, layer.intermediate(x), x, on_hidden)
-        last = [*last, (x, query, key)][-num_layers:]
+        last = [*last, (x, layer.attention.self, query, key)][-num_layers:]
 
     def unpack(values):
         empty = values.new_zeros(input_ids.numel(), values.shape[1])
         return empty.index_copy(0, place, values).unflatten(0, input_ids.shape)
 
-    outputs, queries, keys = zip(*last, strict=True)
-    output = sum(outputs) / num_layers if num_layers > 1 else x
-    return unpack(output), [unpack(query) for query in queries], [unpack(key) for key in keys]
+    output = sum(output for output, *_ in last) / num_layers if num_layers > 1 else x
+    return unpack(output), [
+        (attention, {"query": [unpack(query)], "key": [unpack(key)]})
+        for _, attention, query, key in last
+    ]
 
 
 def _add_norm(block, x, residual, rate):
