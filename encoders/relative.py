@@ -44,17 +44,21 @@ def deberta_v2(encoder, attention, calls, mention_pos):
     embeddings; the second term is "c2p", the third "p2c", and pos_att_type says which there are
     (terms: 1 and their number). share_att_key: the tokens' projections make P^K and P^Q too, in
     their second call."""
-    parts = {name: [x.unflatten(-1, (-1, attention.attention_head_size)) for x in outputs]
-             for name, outputs in calls.items()}  # fmt: skip
-    query, key = parts["query_proj"][0], parts["key_proj"][0]
-    if attention.relative_attention and attention.share_att_key:
-        pos_query, pos_key = parts["query_proj"][1], parts["key_proj"][1]
-    else:
-        pos_query, pos_key = (
-            parts[name][0] if parts.get(name) else None
-            for name in ("pos_query_proj", "pos_key_proj")
-        )
+    size = attention.attention_head_size
+    query, key = (calls[name][0].unflatten(-1, (-1, size)) for name in ("query_proj", "key_proj"))
+    pos_query, pos_key = (
+        None if x is None else x.unflatten(-1, (-1, size)) for x in _of_distances(attention, calls)
+    )
     return _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_pos)
+
+
+def _of_distances(attention, calls):
+    """P^Q and P^K, [1, distances, d] or None."""
+    if not attention.relative_attention:
+        return None, None
+    if attention.share_att_key:
+        return calls["query_proj"][1], calls["key_proj"][1]
+    return calls.get("pos_query_proj", [None])[0], calls.get("pos_key_proj", [None])[0]
 
 
 def deberta(encoder, attention, calls, mention_pos):
@@ -80,9 +84,7 @@ def _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_po
         bucket = encoder.encoder.get_rel_pos(key[:, :, 0])[0][mention_pos]  # [W, R, T]
 
     def place(embeddings):
-        """The buckets' places among the embeddings, where 0 lies in the middle."""
-        count = embeddings.shape[1]
-        return (bucket + count // 2).clamp(0, count - 1)[:, :, None].expand(scores.shape)
+        return place_of(bucket, embeddings)[:, :, None].expand(scores.shape)
 
     if attention.relative_attention and "c2p" in attention.pos_att_type:
         terms = contract("wrhs,nhs->wrhn", query, pos_key[0])
@@ -91,9 +93,19 @@ def _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_po
         terms = contract("wths,nhs->whtn", key, pos_query[0])
         terms = terms.gather(3, place(pos_query).permute(0, 2, 3, 1))  # [W, heads, T, R]
         scores = scores + terms.permute(0, 3, 1, 2)
-    # its square root is one of float32, also in a model in float64
-    size = torch.tensor(query.shape[-1] * (1.0 + len(attention.pos_att_type)))
-    return scores / size.sqrt().item()
+    return scores / divisor(attention)
+
+
+def place_of(bucket, embeddings):
+    """Of a bucket, among the distances' embeddings [1, distances, ..]; 0 lies in the middle."""
+    count = embeddings.shape[1]
+    return (bucket + count // 2).clamp(0, count - 1)
+
+
+def divisor(attention):
+    """sqrt(size * terms), in float32 as transformers has it, also in a model in float64."""
+    terms = 1.0 + len(attention.pos_att_type)
+    return torch.tensor(attention.attention_head_size * terms).sqrt().item()
 
 
 def mpnet(encoder, attention, calls, mention_pos):
@@ -151,3 +163,34 @@ SCORES = {
 }
 # transformers has no fused attention for them.
 UNFUSED = ("deberta", "deberta-v2", "mpnet")
+
+
+def tables(encoder, attention, query, calls, length):
+    """A layer's positions as `packed.Attention` takes them, for windows of at most this length:
+    (query, tables), the query [N, d] scaled for them. DeBERTa's calls gain those of the distances.
+    """
+    kind = encoder.config.model_type
+    if kind == "mpnet":
+        like = query.new_empty(1, length)  # of which only shape and device are looked at
+        return query, (encoder.encoder.compute_position_bias(like)[0], None, None)
+    if kind != "deberta-v2":
+        return query, ()
+    # Attention divides by sqrt(size)
+    scale = attention.attention_head_size**0.5 / divisor(attention)
+    query = query * scale
+    if not attention.relative_attention:
+        return query, ()
+    embeddings = attention.pos_dropout(encoder.encoder.get_rel_embedding())[None]
+    names = ("query_proj", "key_proj")
+    for name in names if attention.share_att_key else ("pos_query_proj", "pos_key_proj"):
+        if hasattr(attention, name):
+            calls.setdefault(name, []).append(getattr(attention, name)(embeddings))
+    pos_query, pos_key = _of_distances(attention, calls)
+    buckets = encoder.encoder.get_rel_pos(query.new_empty(length, 1))[0]  # [T, T]
+    by_distance = torch.cat([buckets[0].flip(0), buckets[1:, 0]])  # of i - j, from 1 - T to T - 1
+    of_key = of_query = None
+    if "c2p" in attention.pos_att_type:
+        of_key = pos_key[0, place_of(by_distance, pos_key).flip(0)]
+    if "p2c" in attention.pos_att_type:
+        of_query = pos_query[0, place_of(by_distance, pos_query)] * scale
+    return query, (None, of_key, of_query)

@@ -1,8 +1,7 @@
 """The encoder's part: token embeddings, and the last layers' attention at the mentions alone.
 
 Three ways, the first that fits:
-- `packed`, on a CPU (unless `--cpu_kernels off`), for BERT and its kin: without padding, see
-  packed.py.
+- `packed`, on a CPU (unless `--cpu_kernels off`), for the encoders of packed.py: without padding.
 - `hooked`, for every encoder of QUERY_KEY and of relative.py: transformers' own forward, fused
   where it can be; the scores at mentions are computed from what the last layers' linear layers put
   out.
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 import transformers
 
 from encoders import relative
-from encoders.packed import packed
+from encoders.packed import fits, packed
 
 # Encoders whose self-attention is softmax(Q K^T / sqrt(size)) V, and the names of the linear layers
 # that give Q and K.
@@ -44,8 +43,7 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=
         output = encoder(input_ids, attention_mask, **options)
         rows = [x[window, :, mention_pos] for x in output.attentions[-num_layers:]]
         return last_hidden(output, num_layers), at_least_float32(mean(rows))
-    is_bert = QUERY_KEY.get(encoder.config.model_type) == ("query", "key")
-    is_packed = cpu_kernels and is_bert and input_ids.device.type == "cpu"
+    is_packed = cpu_kernels and fits(encoder.config) and input_ids.device.type == "cpu"
     run = packed if is_packed else hooked
     hidden, layers = run(encoder, input_ids, attention_mask, num_layers)
     rows = [attention_rows(encoder, *layer, attention_mask, mention_pos) for layer in layers]

@@ -2,10 +2,12 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from conftest import eager_copy, small_encoder
 
+from encoders.packed import Attention, fits, keep
 from encoders.rows import at_least_float32, computes_rows, encode_windows, last_hidden, mean
 from utils import set_seed
 
@@ -67,17 +69,22 @@ def gradients(encoder, hidden, rows, mask):
 
 @cases
 @pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("cpu_kernels", [True, False])
 @pytest.mark.parametrize("dtype,near", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-def test_rows_embeddings_and_gradients_equal_eager_attentions(case, num_layers, dtype, near):
+def test_rows_embeddings_and_gradients_equal_eager_attentions(
+    case, num_layers, cpu_kernels, dtype, near
+):
     if case.startswith("modernbert") and dtype == torch.float64:
         pytest.skip("transformers' ModernBERT rotates in float32, and is NaN beside padding")
+    if cpu_kernels and not fits(small_encoder(case.split()[0], **CASES[case]).config):
+        pytest.skip("not known to packed.py")
     encoder, ids, mask = make(case)
     encoder = encoder.to(dtype)
     copied = eager_copy(encoder).to(dtype)
     with torch.no_grad():  # rows that tell a wrong score from a right one
         spread = eager(copied, ids, mask, 1)[1][0].std(-1)
     assert spread.min() > 0.01
-    ours = encode_windows(encoder, ids, mask, MENTIONS, num_layers=num_layers)
+    ours = encode_windows(encoder, ids, mask, MENTIONS, cpu_kernels, num_layers)
     theirs = eager(copied, ids, mask, num_layers)
     assert ours[1].dtype == dtype and ours[1].shape == (4, 3, 4, 64)
     torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=near)
@@ -102,9 +109,9 @@ def test_whole_attention_is_never_asked_for(case):
         asked.append(kwargs.get("output_attentions"))
 
     hook = encoder.register_forward_pre_hook(note, with_kwargs=True)
-    encode_windows(encoder, ids, mask, MENTIONS, num_layers=2)
+    encode_windows(encoder, ids, mask, MENTIONS, cpu_kernels=False, num_layers=2)
     hook.remove()
-    assert not any(asked) and not encoder.config.output_attentions
+    assert len(asked) == 1 and not any(asked) and not encoder.config.output_attentions
     linear = [m for m in encoder.modules() if isinstance(m, torch.nn.Linear)]
     assert not any(module._forward_hooks for module in linear)
 
@@ -115,20 +122,52 @@ def test_dropout_before_the_scores_is_the_layers_own(case):
     encoder, ids, mask = make(case, hidden_dropout_prob=0.3)
     copied = eager_copy(encoder).train()
     set_seed(1)
-    ours = encode_windows(encoder.train(), ids, mask, MENTIONS)
+    ours = encode_windows(encoder.train(), ids, mask, MENTIONS, cpu_kernels=False)
     set_seed(1)
     theirs = eager(copied, ids, mask, 1)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-5)
 
 
+def test_packed_attention_with_positions_and_dropout(monkeypatch):
+    """Against whole matrices; the same weights are dropped in the backward pass."""
+    monkeypatch.setattr("encoders.packed.BLOCK", 2 * 9**2)  # two heads at a time
+    heads, lengths, rate, size = 3, [5, 1, 9], 0.3, 2
+    shapes = *[(15, heads * size)] * 3, (heads, 9, 9), *[(17, heads * size)] * 2
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.randn(x, generator=generator, dtype=torch.float64) for x in shapes]
+    inputs = [x.requires_grad_() for x in draw]
+
+    def packed(*inputs):
+        return Attention.apply(*inputs[:3], lengths, heads, rate, 7, *inputs[3:])
+
+    assert torch.autograd.gradcheck(packed, inputs)
+    query, key, value, bias, pos_key, pos_query = inputs
+    random, start, expected = np.random.SFC64(7), 0, []
+    for length in lengths:
+        q, k, v = (x[start : start + length].unflatten(1, (heads, size)) for x in inputs[:3])
+        start += length
+        difference = torch.arange(length)[:, None] - torch.arange(length)
+        to_key = pos_key.unflatten(1, (heads, size))[8 - difference]
+        to_query = pos_query.unflatten(1, (heads, size))[8 + difference]
+        scores = torch.einsum("ihs,jhs->hij", q, k) + torch.einsum("ihs,ijhs->hij", q, to_key)
+        scores = scores + torch.einsum("jhs,ijhs->hij", k, to_query)
+        weights = (scores / size**0.5 + bias[:, :length, :length]).softmax(-1)
+        step = 2 if length == 9 else heads
+        kept = [keep(part, rate, random) for part in weights.split(step)]
+        weights = weights * torch.cat(kept) / (1 - rate)
+        expected.append(torch.einsum("hij,jhs->ihs", weights, v).flatten(1))
+    torch.testing.assert_close(packed(*inputs), torch.cat(expected))
+
+
 @cases
-def test_rows_in_training_have_attention_dropout(case):
+@pytest.mark.parametrize("cpu_kernels", [True, False])
+def test_rows_in_training_have_attention_dropout(case, cpu_kernels):
     rates = dict.fromkeys(("attention_dropout", "attention_probs_dropout_prob"), 0.4)
     # no difference but in the rows: the first layer's input has no dropout
     encoder, ids, mask = make(case, num_hidden_layers=1, **rates)
-    before = encode_windows(encoder, ids, mask, MENTIONS)[1]
-    rows = encode_windows(encoder.train(), ids, mask, MENTIONS)[1]
+    before = encode_windows(encoder, ids, mask, MENTIONS, cpu_kernels)[1]
+    rows = encode_windows(encoder.train(), ids, mask, MENTIONS, cpu_kernels)[1]
     kept = rows != 0
     torch.testing.assert_close(rows[kept], before[kept] / 0.6)
     real = mask.bool()[:, None, None].expand_as(rows) & (before > 0)
@@ -147,13 +186,14 @@ def test_float64_is_near_float32(case):
 
 
 @pytest.mark.parametrize("case", [x for x in CASES if x.split()[0] != "deberta"])
-def test_rows_under_bf16_autocast_are_float32_and_near(case):
+@pytest.mark.parametrize("cpu_kernels", [True, False])
+def test_rows_under_bf16_autocast_are_float32_and_near(case, cpu_kernels):
     """Not for the first DeBERTa, which transformers itself cannot run so."""
     encoder, ids, mask = make(case)
     with torch.no_grad():
         exact = encode_windows(copy.deepcopy(encoder).double(), ids, mask, MENTIONS)[1]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rows = encode_windows(encoder, ids, mask, MENTIONS)[1]
+            rows = encode_windows(encoder, ids, mask, MENTIONS, cpu_kernels)[1]
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows.sum(-1), torch.ones(4, 3, 4))  # of bf16: to 1e-3
     assert (rows - exact).norm() < 0.1 * exact.norm()
