@@ -47,7 +47,7 @@ KINDS = {
         "type_vocab_size": 0,
     },
     "mpnet": {"pad_token_id": 1, "max_position_embeddings": 514},
-    "modernbert": {"intermediate_size": 576, "attention_dropout": 0.1},
+    "modernbert": {"intermediate_size": 1024},  # as many weights a layer as the others
 }
 
 

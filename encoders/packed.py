@@ -107,7 +107,8 @@ def attend(query, key, value, lengths, heads, rate, *tables):
     rate: [N, d] three times -> [N, d]; lengths: the windows' tokens, which sum to N; tables: see
     `Attention`."""
     if rate > 0 or tables:
-        return Attention.apply(query, key, value, lengths, heads, rate, _seed(), *tables)
+        seed = _seed() if rate > 0 else 0
+        return Attention.apply(query, key, value, lengths, heads, rate, seed, *tables)
     parts = (
         x.unflatten(1, (heads, -1)).transpose(0, 1).split(lengths, 1) for x in (query, key, value)
     )

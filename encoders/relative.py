@@ -123,7 +123,7 @@ def mpnet(encoder, attention, calls, mention_pos):
 def modernbert(encoder, attention, calls, mention_pos):
     """ModernBERT (Warner et al., 2024): (rotated Q_i) (rotated K_j) / sqrt(size), each rotated by
     angles that grow with its position, at a rate that layers of local attention have for
-    themselves; in these also -inf where |i - j| > local_attention / 2."""
+    themselves; in these next to -inf where |i - j| > local_attention / 2."""
     joint = calls["Wqkv"][0].unflatten(-1, (3, -1, attention.head_dim))
     query, key = joint[:, :, 0], joint[:, :, 1]
     places = torch.arange(key.shape[1], device=key.device)[None]
@@ -138,6 +138,7 @@ def modernbert(encoder, attention, calls, mention_pos):
     scores = products(at_mentions(query, mention_pos), key) * attention.head_dim**-0.5
     if is_local:
         far = ~is_near(encoder.config, mention_pos[:, :, None], places)
+        # not -inf, which padding gets: a place in the padding may have no real token near
         scores = scores.masked_fill(far[:, :, None], torch.finfo(scores.dtype).min)
     return scores
 

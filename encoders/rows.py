@@ -81,9 +81,7 @@ def attention_rows(encoder, attention, calls, attention_mask, mention_pos):
     _, scores_of = relative.SCORES.get(encoder.config.model_type, (None, plain))
     with full_precision(mention_pos):  # scores rounded to bf16 make twice the error of the rows
         scores = scores_of(encoder, attention, calls, mention_pos)
-    # not -inf: in local attention a place in the padding may see no real token
-    least = torch.finfo(scores.dtype).min
-    scores = scores.masked_fill(attention_mask[:, None, None] == 0, least)
+    scores = scores.masked_fill(attention_mask[:, None, None] == 0, -torch.inf)
     rate = getattr(encoder.config, dropout_name(encoder.config))
     return F.dropout(scores.softmax(-1), rate, encoder.training)
 

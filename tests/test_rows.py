@@ -38,6 +38,13 @@ MENTIONS = torch.tensor([[0, 39, 3], [6, 0, 0], [63, 1, 30], [0, 0, 0]])
 cases = pytest.mark.parametrize("case", CASES)
 
 
+def is_packed(case):
+    return fits(small_encoder(case.split()[0], **CASES[case]).config)
+
+
+WAYS = [(x, False) for x in CASES] + [(x, True) for x in CASES if is_packed(x)]
+
+
 def make(case, **more):
     """An encoder whose attention is far from even, padded token ids [4, 64], their mask."""
     set_seed(0)
@@ -67,17 +74,14 @@ def gradients(encoder, hidden, rows, mask):
     return {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
 
 
-@cases
 @pytest.mark.parametrize("num_layers", [1, 3])
-@pytest.mark.parametrize("cpu_kernels", [True, False])
+@pytest.mark.parametrize("case,cpu_kernels", WAYS)
 @pytest.mark.parametrize("dtype,near", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_rows_embeddings_and_gradients_equal_eager_attentions(
     case, num_layers, cpu_kernels, dtype, near
 ):
     if case.startswith("modernbert") and dtype == torch.float64:
         pytest.skip("transformers' ModernBERT rotates in float32, and is NaN beside padding")
-    if cpu_kernels and not fits(small_encoder(case.split()[0], **CASES[case]).config):
-        pytest.skip("not known to packed.py")
     encoder, ids, mask = make(case)
     encoder = encoder.to(dtype)
     copied = eager_copy(encoder).to(dtype)
@@ -129,6 +133,29 @@ def test_dropout_before_the_scores_is_the_layers_own(case):
         torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", [x for x in CASES if is_packed(x)])
+def test_packed_drops_where_transformers_does(case, monkeypatch):
+    """With torch's dropout and without padding both ways draw the same."""
+    monkeypatch.setattr("encoders.packed.dropout", torch.nn.functional.dropout)
+    none = dict.fromkeys(("attention_dropout", "attention_probs_dropout_prob"), 0.0)
+    encoder, ids, mask = make(case, dropout=0.3, **none)
+    results = []
+    for cpu_kernels in (True, False):
+        set_seed(1)
+        mask = torch.ones_like(mask)
+        results.append(encode_windows(encoder.train(), ids, mask, MENTIONS, cpu_kernels))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_place_in_the_padding_has_rows_without_nan():
+    """Windows of a long document ask for such places and multiply what they get by zero; in local
+    attention they see no real token."""
+    encoder, ids, mask = make("modernbert last local")
+    hidden, rows = encode_windows(encoder, ids, mask, torch.full((4, 1), 60))
+    assert hidden.isfinite().all() and rows.isfinite().all()
+
+
 def test_packed_attention_with_positions_and_dropout(monkeypatch):
     """Against whole matrices; the same weights are dropped in the backward pass."""
     monkeypatch.setattr("encoders.packed.BLOCK", 2 * 9**2)  # two heads at a time
@@ -160,8 +187,7 @@ def test_packed_attention_with_positions_and_dropout(monkeypatch):
     torch.testing.assert_close(packed(*inputs), torch.cat(expected))
 
 
-@cases
-@pytest.mark.parametrize("cpu_kernels", [True, False])
+@pytest.mark.parametrize("case,cpu_kernels", WAYS)
 def test_rows_in_training_have_attention_dropout(case, cpu_kernels):
     rates = dict.fromkeys(("attention_dropout", "attention_probs_dropout_prob"), 0.4)
     # no difference but in the rows: the first layer's input has no dropout
@@ -185,8 +211,7 @@ def test_float64_is_near_float32(case):
         torch.testing.assert_close(a[0].double(), b[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [x for x in CASES if x.split()[0] != "deberta"])
-@pytest.mark.parametrize("cpu_kernels", [True, False])
+@pytest.mark.parametrize("case,cpu_kernels", [x for x in WAYS if x[0].split()[0] != "deberta"])
 def test_rows_under_bf16_autocast_are_float32_and_near(case, cpu_kernels):
     """Not for the first DeBERTa, which transformers itself cannot run so."""
     encoder, ids, mask = make(case)
