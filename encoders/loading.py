@@ -5,7 +5,7 @@ import re
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from encoders.rows import dropout_name, has_plain_attention
+from encoders.rows import computes_rows, dropout_name
 from inputs.files import InputError, reason_of
 
 SMALLEST_WINDOW = 8
@@ -48,7 +48,7 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
         raise InputError(f"encoder {shown}: cannot be loaded: {reason_of(error)}") from None
     if missing:
         raise InputError(f"encoder {shown}: its weights lack {len(missing)}, first {missing[0]}")
-    if not has_plain_attention(config):
+    if not computes_rows(config):
         _check_returns_attention(encoder, shown)
     return encoder.float()
 
@@ -63,7 +63,10 @@ def new_encoder(config):
 
 def attention_of(config):
     """How transformers is to compute attention: the encoders that only return it, plainly."""
-    return {} if has_plain_attention(config) else {"attn_implementation": "eager"}
+    if not computes_rows(config):
+        return {"attn_implementation": "eager"}
+    # transformers 4 would take FlashAttention, which leaves padding out of the layers' outputs
+    return {"attn_implementation": "sdpa"} if config.model_type == "modernbert" else {}
 
 
 def check_encoder(config):
@@ -88,7 +91,7 @@ def _check_returns_attention(encoder, name):
         raise InputError(
             f"encoder {name}: a {config.model_type} model does not return the attention between "
             "its tokens that localized context pooling is made of; use BERT, RoBERTa, DistilBERT, "
-            "ELECTRA, DeBERTa-v2/3 or ModernBERT"
+            "ELECTRA, DeBERTa-v2/3, MPNet or ModernBERT"
         )
 
 

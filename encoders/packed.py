@@ -1,57 +1,114 @@
-"""The CPU's own way through BERT and its kin: the real tokens one after the other, without padding;
-attention in blocks that stay in the cache; dropout of 16 random bits a number, never stored. The
-numbers are those of transformers' forward (dropout aside, whose draws differ).
+"""The CPU's own way through BERT and its kin, DistilBERT, MPNet and DeBERTa-v2: the real tokens one
+after the other, without padding; attention in blocks that stay in the cache; dropout of 16 random
+bits a number, never stored. The numbers are those of transformers' forward (dropout aside, whose
+draws differ).
 
 Shapes: W windows of T tokens, N of them real; width d.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from encoders import relative
+
 # Scores computed at a time: 1 MiB in float32, which a core's cache holds.
 BLOCK = 1 << 18
 
 
+class Parts(NamedTuple):
+    """Where an encoder has its layers, and where a layer has its parts. The rates are the names of
+    the configuration's dropouts: of attention weights, after attention, after the layer."""
+
+    layers: str = "encoder.layer"
+    attention: str = "attention.self"
+    projections: tuple = ("query", "key", "value")  # of the attention
+    attention_dense: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    widening: tuple = ("intermediate",)  # one after the other
+    dense: str = "output.dense"
+    norm: str = "output.LayerNorm"
+    rates: tuple = ("attention_probs_dropout_prob", "hidden_dropout_prob", "hidden_dropout_prob")
+
+
+PARTS = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), Parts()),
+    "distilbert": Parts(
+        layers="transformer.layer",
+        attention="attention",
+        projections=("q_lin", "k_lin", "v_lin"),
+        attention_dense="attention.out_lin",
+        attention_norm="sa_layer_norm",
+        widening=("ffn.lin1", "ffn.activation"),
+        dense="ffn.lin2",
+        norm="output_layer_norm",
+        rates=("attention_dropout", None, "dropout"),
+    ),
+    "mpnet": Parts(
+        attention="attention.attn",
+        projections=("q", "k", "v"),
+        attention_dense="attention.attn.o",
+        attention_norm="attention.LayerNorm",
+    ),
+    "deberta-v2": Parts(projections=("query_proj", "key_proj", "value_proj")),
+}
+
+
+def fits(config):
+    """Whether `packed` knows this encoder, one whose rows are computed here."""
+    has_convolution = getattr(config, "conv_kernel_size", 0) > 0  # over padding, too
+    return config.model_type in PARTS and not has_convolution
+
+
 def packed(encoder, input_ids, attention_mask, num_layers=1):
-    """BERT's layers over the real tokens [N, d] alone: what `rows.hooked` returns, zero at
-    padding."""
-    config, training = encoder.config, encoder.training
+    """The layers over the real tokens [N, d] alone: what `rows.hooked` returns, zero at padding."""
+    config, parts = encoder.config, PARTS[encoder.config.model_type]
     place = attention_mask.flatten().nonzero()[:, 0]
     lengths = attention_mask.sum(1).tolist()
-    x = encoder.embeddings(input_ids=input_ids)
-    if hasattr(encoder, "embeddings_project"):  # ELECTRA's, narrower than its layers
-        x = encoder.embeddings_project(x)
-    x = x.flatten(0, 1).index_select(0, place)
-    on_weights = config.attention_probs_dropout_prob if training else 0.0
-    on_hidden = config.hidden_dropout_prob if training else 0.0
-    last = []  # (output, query, key) of each of the last layers
-    for layer in encoder.encoder.layer:
-        projections = (getattr(layer.attention.self, name) for name in ("query", "key", "value"))
-        query, key, value = (linear(x) for linear in projections)
-        context = attend(query, key, value, lengths, config.num_attention_heads, on_weights)
-        x = _add_norm(layer.attention.output, context, x, on_hidden)
-        x = _add_norm(layer.output, layer.intermediate(x), x, on_hidden)
-        last = [*last, (x, query, key)][-num_layers:]
+    on_weights, on_attention, on_output = (
+        getattr(config, name) if name and encoder.training else 0.0 for name in parts.rates
+    )
 
     def unpack(values):
         empty = values.new_zeros(input_ids.numel(), values.shape[1])
         return empty.index_copy(0, place, values).unflatten(0, input_ids.shape)
 
-    outputs, queries, keys = zip(*last, strict=True)
-    output = sum(outputs) / num_layers if num_layers > 1 else x
-    return unpack(output), [unpack(query) for query in queries], [unpack(key) for key in keys]
+    x = encoder.embeddings(input_ids=input_ids)
+    if hasattr(encoder, "embeddings_project"):  # ELECTRA's, narrower than its layers
+        x = encoder.embeddings_project(x)
+    x = x.flatten(0, 1).index_select(0, place)
+    last = []  # (output, attention module, calls) of each of the last layers
+    for layer in encoder.get_submodule(parts.layers):
+        attention = layer.get_submodule(parts.attention)
+        query, key, value = (getattr(attention, name)(x) for name in parts.projections)
+        calls = {parts.projections[0]: [query], parts.projections[1]: [key]}
+        query, tables = relative.tables(encoder, attention, query, calls, input_ids.shape[1])
+        heads = config.num_attention_heads
+        context = attend(query, key, value, lengths, heads, on_weights, *tables)
+        context = dropout(layer.get_submodule(parts.attention_dense)(context), on_attention)
+        x = layer.get_submodule(parts.attention_norm)(context + x)
+        wide = x
+        for name in parts.widening:
+            wide = layer.get_submodule(name)(wide)
+        output = dropout(layer.get_submodule(parts.dense)(wide), on_output)
+        x = layer.get_submodule(parts.norm)(output + x)
+        last = [*last, (x, attention, calls)][-num_layers:]
+    for _, _, calls in last:
+        for name in parts.projections[:2]:
+            calls[name][0] = unpack(calls[name][0])
+    output = sum(output for output, *_ in last) / num_layers if num_layers > 1 else x
+    return unpack(output), [layer for _, *layer in last]
 
 
-def _add_norm(block, x, residual, rate):
-    return block.LayerNorm(dropout(block.dense(x), rate) + residual)
-
-
-def attend(query, key, value, lengths, heads, rate):
+def attend(query, key, value, lengths, heads, rate, *tables):
     """softmax(Q K^T / sqrt(size)) V of every head and window, with dropout of the weights at this
-    rate: [N, d] three times -> [N, d]; lengths: the windows' tokens, which sum to N."""
-    if rate > 0:
-        return Attention.apply(query, key, value, lengths, heads, rate, _seed())
+    rate: [N, d] three times -> [N, d]; lengths: the windows' tokens, which sum to N; tables: see
+    `Attention`."""
+    if rate > 0 or tables:
+        seed = _seed() if rate > 0 else 0
+        return Attention.apply(query, key, value, lengths, heads, rate, seed, *tables)
     parts = (
         x.unflatten(1, (heads, -1)).transpose(0, 1).split(lengths, 1) for x in (query, key, value)
     )
@@ -64,53 +121,113 @@ def attend(query, key, value, lengths, heads, rate):
 
 class Attention(torch.autograd.Function):
     """Attention with dropout, which torch has fused for GPUs only: of a window, as many heads at a
-    time as the cache holds. Weights and dropout are made anew in the backward pass."""
+    time as the cache holds. Weights and dropout are made anew in the backward pass.
+
+    tables: none, or what positions add to the scores of query i and key j, before the division by
+    sqrt(size); each may be None:
+    - bias [heads, T, T], added after the division;
+    - pos_key [2 T - 1, d]: + Q_i pos_key[j - i + T - 1];
+    - pos_query [2 T - 1, d]: + K_j pos_query[i - j + T - 1]."""
 
     @staticmethod
-    def forward(ctx, query, key, value, lengths, heads, rate, seed):
-        ctx.save_for_backward(query, key, value)
+    def forward(ctx, query, key, value, lengths, heads, rate, seed, *tables):
+        ctx.save_for_backward(query, key, value, *tables)
         ctx.settings = lengths, heads, rate, seed
         output = torch.empty_like(query)
         random = np.random.SFC64(seed)
-        parts = _blocks((query, key, value, output), lengths, heads)
-        for q, k, v, out in parts:
-            weights = _softmax(q, k)
-            weights *= keep(weights, rate, random)
+        parts = _blocks((query, key, value, output), tables, lengths, heads)
+        for (q, k, v, out), near in parts:
+            weights = _softmax(q, k, *near)
+            if rate > 0:
+                weights *= keep(weights, rate, random)
             torch.bmm(weights, v, out=out)
         return output.mul_(1 / (1 - rate))
 
     @staticmethod
     def backward(ctx, grad):
         lengths, heads, rate, seed = ctx.settings
-        inputs = ctx.saved_tensors
+        inputs, tables = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
         grads = [torch.empty_like(x) for x in inputs]
+        grad_tables = [None if x is None else torch.zeros_like(x) for x in tables]
         grad = grad / (1 - rate)
         random = np.random.SFC64(seed)
-        for q, k, v, g, dq, dk, dv in _blocks((*inputs, grad, *grads), lengths, heads):
-            weights = _softmax(q, k)
-            mask = keep(weights, rate, random)
-            grad_weights = torch.bmm(g, v.transpose(1, 2)).mul_(mask)
-            torch.bmm(mask.mul_(weights).transpose(1, 2), g, out=dv)
+        blocks = _blocks((*inputs, grad, *grads), (*tables, *grad_tables), lengths, heads)
+        for (q, k, v, g, dq, dk, dv), near in blocks:
+            near, grad_near = near[: len(tables)], near[len(tables) :]
+            weights = _softmax(q, k, *near)
+            grad_weights = torch.bmm(g, v.transpose(1, 2))
+            if rate > 0:
+                mask = keep(weights, rate, random)
+                grad_weights.mul_(mask)
+                torch.bmm(mask.mul_(weights).transpose(1, 2), g, out=dv)
+            else:
+                torch.bmm(weights.transpose(1, 2), g, out=dv)
             scale = q.shape[2] ** -0.5
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            if near and near[0] is not None:
+                grad_near[0].add_(grad_scores)
             torch.bmm(grad_scores.mul_(scale), k, out=dq)
             torch.bmm(grad_scores.transpose(1, 2), q, out=dk)
-        return *grads, None, None, None, None
+            if near and near[1] is not None:
+                by_distance = _spread(grad_scores)
+                dq.baddbmm_(by_distance, near[1])
+                grad_near[1].baddbmm_(by_distance.transpose(1, 2), q)
+            if near and near[2] is not None:
+                by_distance = _spread(grad_scores.transpose(1, 2))
+                dk.baddbmm_(by_distance, near[2])
+                grad_near[2].baddbmm_(by_distance.transpose(1, 2), k)
+        return *grads, None, None, None, None, *grad_tables
 
 
-def _blocks(tensors, lengths, heads):
-    """Views [heads of the block, tokens of a window, size] of tensors [N, d], block after block."""
+def _blocks(tensors, tables, lengths, heads):
+    """Views of a window, block after block: [heads of the block, tokens of the window, size] of
+    tensors [N, d]; and of tables (see `Attention`) what concerns the window."""
     for window in zip(
         *(x.unflatten(1, (heads, -1)).transpose(0, 1).split(lengths, 1) for x in tensors),
         strict=True,
     ):
-        step = max(1, BLOCK // window[0].shape[1] ** 2)
-        yield from zip(*(x.split(step) for x in window), strict=True)
+        length = window[0].shape[1]
+        near = [_of_window(table, length, heads) for table in tables]
+        step = max(1, BLOCK // length**2)
+        for first in range(0, heads, step):
+            block = slice(first, first + step)
+            yield [x[block] for x in window], [None if x is None else x[block] for x in near]
 
 
-def _softmax(query, key):
-    scores = torch.bmm(query, key.transpose(1, 2)).mul_(query.shape[2] ** -0.5)
+def _of_window(table, length, heads):
+    """The middle of a table by distance, the corner of a bias."""
+    if table is None or table.dim() == 3:
+        return table if table is None else table[:, :length, :length]
+    ends = table.shape[0] // 2 + 1 - length  # distances that the window has not
+    middle = table[ends : table.shape[0] - ends]
+    return middle.unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+def _softmax(query, key, bias=None, pos_key=None, pos_query=None):
+    scores = torch.bmm(query, key.transpose(1, 2))
+    if pos_key is not None:
+        scores += _skewed(torch.bmm(query, pos_key.transpose(1, 2)))
+    if pos_query is not None:
+        scores += _skewed(torch.bmm(key, pos_query.transpose(1, 2))).transpose(1, 2)
+    scores.mul_(query.shape[2] ** -0.5)
+    if bias is not None:
+        scores += bias
     return torch.softmax(scores, -1, out=scores)
+
+
+def _skewed(by_distance):
+    """[heads, n, 2 n - 1] -> the view [heads, n, n] whose (i, j) is its (i, j - i + n - 1)."""
+    heads, length, width = by_distance.shape
+    strides = (length * width, width - 1, 1)
+    return by_distance.as_strided((heads, length, length), strides, length - 1)
+
+
+def _spread(scores):
+    """The tensor whose `_skewed` view is scores, zero elsewhere."""
+    heads, length, _ = scores.shape
+    by_distance = scores.new_zeros(heads, length, 2 * length - 1)
+    _skewed(by_distance).copy_(scores)
+    return by_distance
 
 
 def dropout(x, rate):

@@ -1,10 +1,10 @@
-"""The encoder's part: token embeddings, and the last layer's attention at the mentions alone.
+"""The encoder's part: token embeddings, and the last layers' attention at the mentions alone.
 
 Three ways, the first that fits:
-- `packed`, on a CPU (unless `--cpu_kernels off`), for BERT and its kin: without padding, see
-  packed.py.
-- `hooked`, for every encoder of QUERY_KEY: transformers' own forward with fused attention; the rows
-  at mentions are computed from what the last layer's query and key projections put out.
+- `packed`, on a CPU (unless `--cpu_kernels off`), for the encoders of packed.py: without padding.
+- `hooked`, for every encoder of QUERY_KEY and of relative.py: transformers' own forward, fused
+  where it can be; the scores at mentions are computed from what the last layers' linear layers put
+  out.
 - any other encoder must return its attention, and runs without fused attention.
 The numbers are the same (dropout aside, whose draws differ).
 
@@ -16,9 +16,9 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 import transformers
-from opt_einsum import contract
 
-from encoders.packed import packed
+from encoders import relative
+from encoders.packed import fits, packed
 
 # Encoders whose self-attention is softmax(Q K^T / sqrt(size)) V, and the names of the linear layers
 # that give Q and K.
@@ -37,20 +37,16 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=
     or float64; in training after attention dropout), both the mean of the last num_layers layers.
     attention_mask [W, T] is 1 at the real tokens, which come first. cpu_kernels False: a CPU goes a
     GPU's way."""
-    if not has_plain_attention(encoder.config):
+    if not computes_rows(encoder.config):
         window = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         options = {"output_attentions": True, "output_hidden_states": num_layers > 1}
         output = encoder(input_ids, attention_mask, **options)
         rows = [x[window, :, mention_pos] for x in output.attentions[-num_layers:]]
         return last_hidden(output, num_layers), at_least_float32(mean(rows))
-    is_bert = hasattr(encoder, "encoder") and hasattr(encoder, "embeddings")
-    is_packed = cpu_kernels and is_bert and input_ids.device.type == "cpu"
+    is_packed = cpu_kernels and fits(encoder.config) and input_ids.device.type == "cpu"
     run = packed if is_packed else hooked
-    hidden, queries, keys = run(encoder, input_ids, attention_mask, num_layers)
-    rows = [
-        attention_rows(encoder, query, key, attention_mask, mention_pos)
-        for query, key in zip(queries, keys, strict=True)
-    ]
+    hidden, layers = run(encoder, input_ids, attention_mask, num_layers)
+    rows = [attention_rows(encoder, *layer, attention_mask, mention_pos) for layer in layers]
     return hidden, mean(rows)
 
 
@@ -64,10 +60,12 @@ def last_hidden(output, num_layers):
     return output.last_hidden_state if num_layers == 1 else mean(output.hidden_states[-num_layers:])
 
 
-def has_plain_attention(config):
-    """True for the encoders of QUERY_KEY, unless made with relative positions."""
+def computes_rows(config):
+    """True for the encoders of QUERY_KEY, unless made with relative positions, and for those of
+    relative.py: their attention rows are computed here. Any other must return its attention."""
     positions = getattr(config, "position_embedding_type", None)
-    return config.model_type in QUERY_KEY and positions in (None, "absolute")
+    is_plain = config.model_type in QUERY_KEY and positions in (None, "absolute")
+    return is_plain or relative.is_known(config)
 
 
 def dropout_name(config):
@@ -76,49 +74,64 @@ def dropout_name(config):
     return bert if hasattr(config, bert) else "attention_dropout"
 
 
-def attention_rows(encoder, query, key, attention_mask, mention_pos):
-    """Attention of the mentions, [W, R, heads, T], from the layer's queries and keys [W, T, d]."""
-    heads, width = encoder.config.num_attention_heads, query.shape[-1]
-    window = torch.arange(len(query), device=query.device)[:, None]
-    query = at_least_float32(query[window, mention_pos]).unflatten(-1, (heads, -1))
-    key = at_least_float32(key).unflatten(-1, (heads, -1))  # [W, T, heads, size]
-    with full_precision(query):  # scores rounded to bf16 make twice the error of the rows
-        scores = contract("wrhs,wths->wrht", query, key) * (width // heads) ** -0.5
+def attention_rows(encoder, attention, calls, attention_mask, mention_pos):
+    """Attention of the mentions, [W, R, heads, T], in the layer with this attention module; calls:
+    see `hooked`."""
+    calls = {name: [at_least_float32(x) for x in outputs] for name, outputs in calls.items()}
+    _, scores_of = relative.SCORES.get(encoder.config.model_type, (None, plain))
+    with full_precision(mention_pos):  # scores rounded to bf16 make twice the error of the rows
+        scores = scores_of(encoder, attention, calls, mention_pos)
     scores = scores.masked_fill(attention_mask[:, None, None] == 0, -torch.inf)
     rate = getattr(encoder.config, dropout_name(encoder.config))
     return F.dropout(scores.softmax(-1), rate, encoder.training)
 
 
+def plain(encoder, attention, calls, mention_pos):
+    """BERT's scores Q_i K_j / sqrt(size), [W, R, heads, T]."""
+    heads = encoder.config.num_attention_heads
+    query, key = (
+        calls[name][0].unflatten(-1, (heads, -1)) for name in QUERY_KEY[encoder.config.model_type]
+    )
+    query = relative.at_mentions(query, mention_pos)
+    return relative.products(query, key) * query.shape[-1] ** -0.5
+
+
 def hooked(encoder, input_ids, attention_mask, num_layers=1):
-    """transformers' forward: the mean of the last layers' hidden states [W, T, d], and lists of
-    their queries and of their keys, [W, T, d] each."""
-    names = QUERY_KEY[encoder.config.model_type]
-    seen = {name: [] for name in names}
-    hooks = [
-        module.register_forward_hook(lambda *call, name=name: seen[name].append(call[-1]))
-        for name in names
-        for module in _last_modules(encoder, name, num_layers)
-    ]
+    """transformers' forward: the mean of the last layers' hidden states [W, T, d], and of each of
+    these layers (its attention module, calls). calls: name of a linear layer -> list of what it put
+    out, call by call, of queries and keys [W, T, d]."""
+    kind = encoder.config.model_type
+    names = QUERY_KEY[kind] if kind in QUERY_KEY else relative.SCORES[kind][0]
+    modules = [module for module in encoder.modules() if hasattr(module, names[0])][-num_layers:]
+    layers, hooks = [], []
+    for module in modules:
+        calls = {name: [] for name in names if hasattr(module, name)}
+        layers.append((module, calls))
+        for name, outputs in calls.items():
+            hook = getattr(module, name).register_forward_hook
+            # a copy: DeBERTa divides one of them in place
+            hooks.append(hook(lambda *call, outputs=outputs: outputs.append(call[-1].clone())))
     try:
-        output = encoder(input_ids, whole_mask(attention_mask), output_hidden_states=num_layers > 1)
+        mask = mask_of(encoder, attention_mask)
+        output = encoder(input_ids, mask, output_hidden_states=num_layers > 1)
     finally:
         for hook in hooks:
             hook.remove()
-    return last_hidden(output, num_layers), *(seen[name] for name in names)
+    return last_hidden(output, num_layers), layers
 
 
-def whole_mask(attention_mask):
+def mask_of(encoder, attention_mask):
     """[W, T] -> [W, 1, T, T], which transformers 5 takes as it is. At a mask [W, T] it looks for
-    padding, and so waits for the GPU in every step; transformers 4 takes no other."""
-    if int(transformers.__version__.split(".")[0]) < 5:
+    padding, and so waits for the GPU in every step; transformers 4 and encoders without fused
+    attention take no other."""
+    kind = encoder.config.model_type
+    if int(transformers.__version__.split(".")[0]) < 5 or kind in relative.UNFUSED:
         return attention_mask
-    return attention_mask[:, None, None].bool().expand(-1, 1, attention_mask.shape[1], -1)
-
-
-def _last_modules(encoder, name, count):
-    """Of the modules of that name, one a layer, the last."""
-    named = [m for path, m in encoder.named_modules() if path.rsplit(".", 1)[-1] == name]
-    return named[-count:]
+    length = attention_mask.shape[1]
+    whole = attention_mask[:, None, None].bool().expand(-1, 1, length, -1)
+    if kind != "modernbert":
+        return whole
+    return {"full_attention": whole, "sliding_attention": relative.local_mask(encoder, whole)}
 
 
 def full_precision(tensor):

@@ -41,11 +41,11 @@ run_one() {
     echo "$line: $(test_f1 "$run/results.json"), finished before"
     return
   fi
+  slot=0
+  until mkdir "$NOTES/slot$slot" 2> /dev/null; do slot=$(((slot + 1) % JOBS)); done
+  # shellcheck disable=SC2064  # the slot of now
+  trap "rmdir '$NOTES/slot$slot'" EXIT
   if ((JOBS > 1)); then
-    slot=0
-    until mkdir "$NOTES/slot$slot" 2> /dev/null; do slot=$(((slot + 1) % JOBS)); done
-    # shellcheck disable=SC2064  # the slot of now
-    trap "rmdir '$NOTES/slot$slot'" EXIT
     if ((GPUS_HERE)); then export CUDA_VISIBLE_DEVICES=$((slot % GPUS_HERE)); else
       export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     fi
@@ -75,6 +75,12 @@ run_one() {
   echo "$line"
 }
 
+# After Ctrl-C, which reached the runs too: waits until they have saved their state and ended.
+interrupted() {
+  while compgen -G "$NOTES/slot*" > /dev/null; do sleep 0.2; done
+  exit 130
+}
+
 # run_all FLAG...: the runs that are not finished, JOBS at once (default 1); the flags go to each.
 # Then the report, to OUT/report. Ends the script: exit code 1 if a run failed.
 run_all() {
@@ -83,14 +89,14 @@ run_all() {
   [[ -f "$ROOT/scripts/run_$RECIPE.sh" ]] ||
     fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
   [[ "$JOBS" =~ ^[1-9][0-9]*$ ]] || fail "JOBS=$JOBS: not a number of runs at once"
-  trap 'exit 130' INT  # also where a run ends with another code, as torchrun's do
+  NOTES="$(mktemp -d)"
+  # shellcheck disable=SC2064
+  trap "rm -rf '$NOTES'" EXIT
+  trap interrupted INT  # also where a run ends with another code, as torchrun's do
   DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")"
   (($# == 0)) || GIVEN="$(printf '%q ' "$@")"
   GPUS_HERE="$({ nvidia-smi -L 2> /dev/null || true; } | wc -l)"
   mkdir -p "$OUT"
-  NOTES="$(mktemp -d)"
-  # shellcheck disable=SC2064
-  trap "rm -rf '$NOTES'" EXIT
   for line in "${RUNS[@]}"; do
     read -r name seed flags <<< "$line"
     [[ -f "$OUT/$name-seed$seed/results.json" ]] || TO_DO=$((TO_DO + 1))
@@ -101,7 +107,7 @@ run_all() {
   export -f run_one test_f1 duration
   for line in "${RUNS[@]}"; do echo "$((k += 1)) $line"; done |
     xargs -P "$JOBS" -I '{}' bash -c 'run_one "$1"' _ '{}' || status=$?
-  [[ ! -e "$NOTES/interrupted" ]] || exit 130
+  [[ ! -e "$NOTES/interrupted" ]] || interrupted
   status=0
   "$PYTHON" "$ROOT/report.py" --runs "$OUT" --out "$OUT/report" --data_dir "$DATA" || status=$?
   if [[ -f "$NOTES/failed" ]]; then

@@ -1,6 +1,7 @@
 """Shared fixtures. Real documents lie outside the repository, in SHARED_DIR (default: ../shared
 beside it); tests that need them skip where they are missing. Golden files: see golden_dir."""
 
+import copy
 import gzip
 import json
 import os
@@ -119,16 +120,18 @@ def small_encoder(model_type="bert", vocab_size=8000, dropout=0.0, **more):
         "pad_token_id": 0,
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
+        "dropout": dropout,  # DistilBERT's
     }
     return build_encoder("", sizes | more, weights=False)
 
 
 def eager_copy(encoder):
     """The same encoder with textbook attention, which it returns when asked."""
-    copy = AutoModel.from_config(encoder.config, attn_implementation="eager").eval()
-    copy.pooler = None
-    copy.load_state_dict(encoder.state_dict())
-    return copy
+    config = copy.deepcopy(encoder.config)  # which keeps the encoder's own attention
+    copied = AutoModel.from_config(config, attn_implementation="eager").eval()
+    copied.pooler = None
+    copied.load_state_dict(encoder.state_dict())
+    return copied
 
 
 SMALL = {"docunet": {"unet_out_dim": 16, "down_dim": 8, "max_height": 12}}

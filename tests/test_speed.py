@@ -125,9 +125,10 @@ def test_packed_tokens_equal_transformers_forward(kind, num_layers):
     results = []
     for way in (packed, hooked):
         encoder.zero_grad()
-        hidden, queries, keys = way(encoder, ids, mask, num_layers)
-        assert len(queries) == len(keys) == num_layers
-        real = [x[mask.bool()] for x in (hidden, *queries, *keys)]
+        hidden, layers = way(encoder, ids, mask, num_layers)
+        assert len(layers) == num_layers
+        last = [x for _, calls in layers for name in ("query", "key") for x in calls[name]]
+        real = [x[mask.bool()] for x in (hidden, *last)]
         sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in real).backward()
         results.append(
             (real, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})
@@ -275,8 +276,9 @@ def test_attention_rows_of_bf16_come_from_scores_in_float32():
     places = torch.randint(40, (2, 5), generator=generator)
     rest = torch.ones(2, 40), places
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows = attention_rows(encoder, query, key, *rest)
-    exact = attention_rows(encoder, query.double(), key.double(), *rest)
+        rows = attention_rows(encoder, None, {"query": [query], "key": [key]}, *rest)
+    calls = {"query": [query.double()], "key": [key.double()]}
+    exact = attention_rows(encoder, None, calls, *rest)
     torch.testing.assert_close(rows, exact.float(), rtol=1e-5, atol=1e-6)
 
 

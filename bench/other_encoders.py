@@ -1,0 +1,151 @@
+"""Encoders other than BERT: a training step with attention rows at the mentions alone against one
+whose encoder returns all its attention, in turn, in one process; peak memory of each way in a
+process of its own.
+
+    python bench/other_encoders.py [--entities 20] [--tokens 300] [--repeats 5] [--device cuda]
+
+ATLOP on made-up documents (bench/step.py), encoders of MiniLM's size with random weights, float32
+on a CPU, bfloat16 on a GPU. Printed are the medians and the median of the ratios of steps that
+followed each other.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+from step import make_features
+
+import backbones  # noqa: F401
+from encoders.loading import build_encoder
+from engine.training import make_optimizer, make_schedule, train_step
+from losses import get_loss
+from model import new_model
+from utils import autocast, collate, set_seed
+
+KINDS = {
+    "bert": {},  # for comparison
+    "distilbert": {"hidden_dim": 1536},
+    "deberta-v2": {  # version 3's
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 256,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+    "mpnet": {"pad_token_id": 1, "max_position_embeddings": 514},
+    "modernbert": {"intermediate_size": 1024},  # as many weights a layer as the others
+}
+
+
+@contextmanager
+def returned_attention():
+    """The way of an encoder that nothing is known about."""
+    with mock.patch("encoders.loading.computes_rows", lambda config: False):
+        with mock.patch("encoders.rows.computes_rows", lambda config: False):
+            yield
+
+
+def make_step(kind, features, device):
+    """A function that trains for one step and returns its seconds."""
+    sizes = {
+        "model_type": kind,
+        "vocab_size": 30522,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+        "pad_token_id": 0,
+    }
+    set_seed(0)
+    model = new_model(build_encoder("", sizes | KINDS[kind], weights=False), emb_size=384)
+    model.to(device).train()
+    on_gpu = device.startswith("cuda")
+    batch = collate(features, ([2], [3], 0))
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    optimizer = make_optimizer(model, 5e-5, 1e-4)
+    schedule = make_schedule(optimizer, 1000, 0.06)
+    scaler = torch.amp.GradScaler("cuda" if on_gpu else "cpu", enabled=False)
+    amp = autocast(device, "bf16" if on_gpu else "fp32")
+
+    def step():
+        started = time.perf_counter()
+        train_step(model, [batch], get_loss("ATL"), optimizer, schedule, scaler, amp, 1.0)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return step
+
+
+def memory(kind, features, device):
+    """Peak memory of two steps in MiB: on a GPU what was allocated; on a CPU the process's largest
+    size less what it was before."""
+    step = make_step(kind, features, device)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(), step()
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def in_turn(kind, features, device, repeats):
+    """Seconds of the steps of either way."""
+    new = make_step(kind, features, device)
+    with returned_attention():
+        old = make_step(kind, features, device)
+    seconds = []
+    for _ in range(repeats + 1):
+        first = new()
+        with returned_attention():
+            seconds.append((first, old()))
+    return list(zip(*seconds[1:], strict=True))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--entities", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--memory", choices=["new", "old"], help="only this, in this process")
+    args = parser.parse_args()
+    features = make_features(args)
+    if args.memory:
+        with nullcontext() if args.memory == "new" else returned_attention():
+            print(json.dumps(memory(args.kinds[0], features, args.device)))
+        return
+    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
+    print(f"{args.batch} documents, {args.entities} entities, {args.tokens} tokens each;", end=" ")
+    print(f"encoders 6 x 384; {name}, {torch.get_num_threads()} threads")
+    print(f"{'encoder':10}   s: rows   all  speed   MiB: rows    all  share")
+    peaks = {}  # first of all: a process's largest size starts with its parent's
+    for kind, way in itertools.product(args.kinds, ("new", "old")):
+        command = [sys.executable, *sys.argv, "--kinds", kind, "--memory", way]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[kind, way] = json.loads(result.stdout.splitlines()[-1])
+    for kind in args.kinds:
+        new, old = in_turn(kind, features, args.device, args.repeats)
+        speed = statistics.median(b / a for a, b in zip(new, old, strict=True))
+        times = f"{statistics.median(new):9.2f} {statistics.median(old):5.2f} {speed:5.2f}x"
+        own, whole = peaks[kind, "new"], peaks[kind, "old"]
+        print(f"{kind:10} {times} {own:12.0f} {whole:6.0f} {own / whole:6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

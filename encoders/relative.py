@@ -1,0 +1,197 @@
+"""Scores of attention with relative positions, at the mentions alone: DeBERTa, MPNet, ModernBERT.
+
+A layer's scores before mask and softmax are made anew from what its own linear layers put out, so
+that dropout, where it lies before them, is the layer's own. `SCORES` has for every model type the
+names of these linear layers, children of the attention module, and the function of the scores:
+
+    scores(encoder, attention, calls, mention_pos [W, R]) -> [W, R, heads, T]
+
+attention: the module; calls: name -> what the linear layer put out [.., .., width], call by call,
+in float32 or float64. Shapes: W windows of T tokens; R mentions; heads of this size.
+"""
+
+import torch
+from opt_einsum import contract
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+
+
+def is_known(config):
+    """True for the model types of SCORES, in those of their variants that the functions know."""
+    if config.model_type.startswith("deberta"):
+        terms = set(config.pos_att_type or [])
+        has_odd_terms = not terms <= {"c2p", "p2c"} or config.relative_attention and not terms
+        if has_odd_terms or getattr(config, "talking_head", False):
+            return False
+    return config.model_type in SCORES
+
+
+def at_mentions(values, mention_pos):
+    """[W, T, ...] -> [W, R, ...]"""
+    return values[torch.arange(len(values), device=values.device)[:, None], mention_pos]
+
+
+def products(query, key):
+    """Q K^T: [W, R, heads, size], [W, T, heads, size] -> [W, R, heads, T]"""
+    return contract("wrhs,wths->wrht", query, key)
+
+
+def deberta_v2(encoder, attention, calls, mention_pos):
+    """DeBERTa-v2 and -v3 (He et al., ICLR 2021, Eq. 4), for query token i and key token j:
+
+        (Q_i K_j + Q_i P^K_b + K_j P^Q_b) / sqrt(size * terms)
+
+    b is the bucket of the distance i - j; P^K and P^Q are the keys and queries of the distances'
+    embeddings; the second term is "c2p", the third "p2c", and pos_att_type says which there are
+    (terms: 1 and their number). share_att_key: the tokens' projections make P^K and P^Q too, in
+    their second call."""
+    size = attention.attention_head_size
+    query, key = (calls[name][0].unflatten(-1, (-1, size)) for name in ("query_proj", "key_proj"))
+    pos_query, pos_key = (
+        None if x is None else x.unflatten(-1, (-1, size)) for x in _of_distances(attention, calls)
+    )
+    return _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_pos)
+
+
+def _of_distances(attention, calls):
+    """P^Q and P^K, [1, distances, d] or None."""
+    if not attention.relative_attention:
+        return None, None
+    if attention.share_att_key:
+        return calls["query_proj"][1], calls["key_proj"][1]
+    return calls.get("pos_query_proj", [None])[0], calls.get("pos_key_proj", [None])[0]
+
+
+def deberta(encoder, attention, calls, mention_pos):
+    """DeBERTa, the first: `deberta_v2`'s formula, with as many distances as tokens, no buckets. A
+    single layer makes Q, K and V, head by head; Q has a bias of its own."""
+    joint = calls["in_proj"][0].unflatten(-1, (attention.num_attention_heads, 3, -1))
+    query, key = joint[..., 0, :], joint[..., 1, :]
+    query = query + attention.q_bias.unflatten(0, (attention.num_attention_heads, -1))
+    pos_query, pos_key = (
+        calls[name][0].unflatten(-1, (attention.num_attention_heads, -1))
+        if calls.get(name)
+        else None
+        for name in ("pos_q_proj", "pos_proj")
+    )
+    return _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_pos)
+
+
+def _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_pos):
+    """query, key [W, T, heads, size]; pos_query, pos_key [1, distances, heads, size] or None."""
+    query = at_mentions(query, mention_pos)
+    scores = products(query, key)
+    if attention.relative_attention:
+        bucket = encoder.encoder.get_rel_pos(key[:, :, 0])[0][mention_pos]  # [W, R, T]
+
+    def place(embeddings):
+        return place_of(bucket, embeddings)[:, :, None].expand(scores.shape)
+
+    if attention.relative_attention and "c2p" in attention.pos_att_type:
+        terms = contract("wrhs,nhs->wrhn", query, pos_key[0])
+        scores = scores + terms.gather(3, place(pos_key))
+    if attention.relative_attention and "p2c" in attention.pos_att_type:
+        terms = contract("wths,nhs->whtn", key, pos_query[0])
+        terms = terms.gather(3, place(pos_query).permute(0, 2, 3, 1))  # [W, heads, T, R]
+        scores = scores + terms.permute(0, 3, 1, 2)
+    return scores / divisor(attention)
+
+
+def place_of(bucket, embeddings):
+    """Of a bucket, among the distances' embeddings [1, distances, ..]; 0 lies in the middle."""
+    count = embeddings.shape[1]
+    return (bucket + count // 2).clamp(0, count - 1)
+
+
+def divisor(attention):
+    """sqrt(size * terms), in float32 as transformers has it, also in a model in float64."""
+    terms = 1.0 + len(attention.pos_att_type)
+    return torch.tensor(attention.attention_head_size * terms).sqrt().item()
+
+
+def mpnet(encoder, attention, calls, mention_pos):
+    """MPNet (Song et al., NeurIPS 2020; the bias is T5's): Q_i K_j / sqrt(size) + b_(bucket of
+    j - i), one number a bucket and head, the same in all layers."""
+    query, key = (
+        calls[name][0].unflatten(-1, (attention.num_attention_heads, -1)) for name in ("q", "k")
+    )
+    scores = products(at_mentions(query, mention_pos), key) * query.shape[-1] ** -0.5
+    distance = torch.arange(key.shape[1], device=key.device) - mention_pos[:, :, None]
+    bucket = encoder.encoder.relative_position_bucket(distance)
+    return scores + encoder.encoder.relative_attention_bias(bucket).transpose(2, 3)
+
+
+def modernbert(encoder, attention, calls, mention_pos):
+    """ModernBERT (Warner et al., 2024): (rotated Q_i) (rotated K_j) / sqrt(size), each rotated by
+    angles that grow with its position, at a rate that layers of local attention have for
+    themselves; in these next to -inf where |i - j| > local_attention / 2."""
+    joint = calls["Wqkv"][0].unflatten(-1, (3, -1, attention.head_dim))
+    query, key = joint[:, :, 0], joint[:, :, 1]
+    places = torch.arange(key.shape[1], device=key.device)[None]
+    if hasattr(attention, "rotary_emb"):  # transformers 4: one a layer
+        is_local = attention.local_attention != (-1, -1)
+        cos, sin = attention.rotary_emb(key, places)
+    else:
+        kind = attention.config.layer_types[attention.layer_idx]
+        is_local = kind == "sliding_attention"
+        cos, sin = encoder.rotary_emb(key, places, kind)
+    query, key = apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=2)
+    scores = products(at_mentions(query, mention_pos), key) * attention.head_dim**-0.5
+    if is_local:
+        far = ~is_near(encoder.config, mention_pos[:, :, None], places)
+        # not -inf, which padding gets: a place in the padding may have no real token near
+        scores = scores.masked_fill(far[:, :, None], torch.finfo(scores.dtype).min)
+    return scores
+
+
+def is_near(config, first, second):
+    """Where two positions see each other in ModernBERT's local attention."""
+    return (first - second).abs() <= config.local_attention // 2
+
+
+def local_mask(encoder, whole):
+    """ModernBERT's mask of local attention, of the one of global attention [W, 1, T, T]. Padding
+    sees at least itself: attention to nothing may be NaN."""
+    places = torch.arange(whole.shape[-1], device=whole.device)
+    is_same = places == places[:, None]
+    return whole & is_near(encoder.config, places, places[:, None]) | is_same
+
+
+SCORES = {
+    "deberta": (("in_proj", "pos_proj", "pos_q_proj"), deberta),
+    "deberta-v2": (("query_proj", "key_proj", "pos_key_proj", "pos_query_proj"), deberta_v2),
+    "mpnet": (("q", "k"), mpnet),
+    "modernbert": (("Wqkv",), modernbert),
+}
+# transformers has no fused attention for them.
+UNFUSED = ("deberta", "deberta-v2", "mpnet")
+
+
+def tables(encoder, attention, query, calls, length):
+    """A layer's positions as `packed.Attention` takes them, for windows of at most this length:
+    (query, tables), the query [N, d] scaled for them. DeBERTa's calls gain those of the distances.
+    """
+    kind = encoder.config.model_type
+    if kind == "mpnet":
+        like = query.new_empty(1, length)  # of which only shape and device are looked at
+        return query, (encoder.encoder.compute_position_bias(like)[0], None, None)
+    if kind != "deberta-v2":
+        return query, ()
+    # Attention divides by sqrt(size)
+    scale = attention.attention_head_size**0.5 / divisor(attention)
+    query = query * scale
+    if not attention.relative_attention:
+        return query, ()
+    embeddings = attention.pos_dropout(encoder.encoder.get_rel_embedding())[None]
+    names = ("query_proj", "key_proj")
+    for name in names if attention.share_att_key else ("pos_query_proj", "pos_key_proj"):
+        if hasattr(attention, name):
+            calls.setdefault(name, []).append(getattr(attention, name)(embeddings))
+    pos_query, pos_key = _of_distances(attention, calls)
+    buckets = encoder.encoder.get_rel_pos(query.new_empty(length, 1))[0]  # [T, T]
+    by_distance = torch.cat([buckets[0].flip(0), buckets[1:, 0]])  # of i - j, from 1 - T to T - 1
+    of_key = of_query = None
+    if "c2p" in attention.pos_att_type:
+        of_key = pos_key[0, place_of(by_distance, pos_key).flip(0)]
+    if "p2c" in attention.pos_att_type:
+        of_query = pos_query[0, place_of(by_distance, pos_query)] * scale
+    return query, (None, of_key, of_query)
