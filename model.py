@@ -63,6 +63,9 @@ class DocREConfig(PretrainedConfig):
         **more,
     ):
         self.encoder = AutoConfig.for_model(**encoder) if isinstance(encoder, dict) else encoder
+        if encoder is not None:  # the type of its numbers is the whole model's
+            name = "dtype" if hasattr(self.encoder, "dtype") else "torch_dtype"  # transformers 5, 4
+            setattr(self.encoder, name, None)
         self.backbone = backbone
         self.loss_type = loss_type
         self.margin = margin

@@ -85,6 +85,8 @@ class RelationExtractor:
         self.evidence_threshold = evidence_threshold
         if evidence_threshold is None:
             self.evidence_threshold = config.evidence_threshold
+        if not 0 <= self.evidence_threshold <= 1:
+            raise InputError(f"--evidence_threshold: {self.evidence_threshold} is not in [0, 1]")
         self.batch_size, self.fusion = batch_size, fusion
         if fusion and config.fusion_threshold is None:
             raise InputError(
@@ -174,6 +176,9 @@ class RelationExtractor:
         scores = (logits - threshold).cpu().numpy()
         labels, pairs, predicted = (x.cpu().numpy() for x in (labels, pairs, predicted))
         patterns = prediction_patterns(scores, labels, 0)
+        if self.fusion:  # which decides otherwise than the scores of the document alone
+            missed = prediction_patterns(scores, labels, np.inf)
+            patterns = np.where(predicted.any(1), PATTERNS.index("FP"), missed)
         records = [_empty_record(document) for document in documents]
         for (row, number), weight in zip(facts.tolist(), weights, strict=True):
             number += 1

@@ -135,7 +135,7 @@ class Features(Sequence):
 
     features: an iterable of any length, of which nothing else is kept. lengths, num_entities [N]
     int32: of the documents; num_pairs [N] int64: that are classified; num_related [N]: of these
-    pairs those with a relation; largest: token id.
+    pairs those with a relation; num_evidence: sentences named, of all; largest: token id.
     """
 
     def __init__(self, features):
@@ -161,7 +161,7 @@ class Features(Sequence):
         self.numbers, self.starts = np.asarray(numbers), np.asarray(starts)
         first = self.starts[:-1]
         self.lengths, self.num_entities = self.numbers[first], self.numbers[first + 1]
-        self.num_related = np.asarray(related)
+        self.num_related, self.num_evidence = np.asarray(related), self.numbers[first + 4].sum()
         every, chosen = self.num_entities.astype(np.int64), self.numbers[first + 6]
         self.num_pairs = np.where(chosen < 0, every * (every - 1), chosen)
 

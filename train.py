@@ -3,7 +3,7 @@
     python train.py --data_dir dataset/redocred --model_name_or_path bert-base-cased
 
 Several GPUs: torchrun --nproc_per_node=N train.py ... (see engine/distributed.py).
-With --load_path (a run folder, or a .pt of the released ATLOP or HingeABL code) it only evaluates.
+With --load_path (a run folder, or a .pt of a released code) it only evaluates.
 With --seeds it makes several runs, one after the other; with --resume an interrupted run goes on.
 The recipe is the paper's Appendix B; every number of it is a flag.
 """
@@ -29,7 +29,7 @@ from engine.card import write_card
 from engine.checkpoint import load_model, load_state, load_weights, save_config, sizes_of
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_submission
-from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, parse_runs
+from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
 from engine.prediction import predict_logits, predicted_facts, to_official
 from engine.training import Training
 from inputs.files import (
@@ -72,7 +72,10 @@ def build_model(args, rel2id):
         return model
     if args.init_path:
         path = Path(args.init_path)
-        path = path / "model.safetensors" if path.is_dir() else path
+        if path.is_dir():
+            if load_config(path).label2id != rel2id:
+                raise InputError(f"--rel2id: {args.rel2id} has other relations than {path}")
+            path = path / "model.safetensors"
     state = load_state(path) if args.load_path or args.init_path else None
     encoder = build_encoder(
         args.model_name_or_path, args.config_name, state is None, args.attention_dropout
@@ -120,6 +123,8 @@ class Run:
                 f"{self.data.paths['train']}: {len(self.data.features['train'])} documents do not "
                 f"fill one step of {group} (train_batch_size x gradient_accumulation_steps)"
             )
+        if trains and args.evidence_weight and not self.data.features["train"].num_evidence:
+            raise InputError(f"--evidence_weight: {self.data.paths['train']} names no evidence")
         if trains and args.backbone == "docunet" and distributed.world_size() > 1:
             self.check_docunet()
         self.folder = distributed.share(lambda: make_folder(args))
@@ -216,6 +221,7 @@ class Run:
         outputs: split -> what `predict_logits` says of it.
         """
         args, results, submissions, config = self.args, {}, {}, self.model.config
+        config.loss_type, config.evidence_threshold = args.loss_type, args.evidence_threshold
         for split, (logits, _, shares) in outputs.items():
             started, documents = time.perf_counter(), self.data.documents[split]
             options = args.loss_type, args.evidence_threshold, self.logits_of
@@ -377,9 +383,6 @@ def report(run, best, outputs):
             print(evaluation.format_scores(scores))
             if folder:
                 write_json(folder / f"{split}_fused.json", submission, indent=0)
-        if source := folder if best else args.load_path and Path(args.load_path):
-            if source.is_dir():
-                save_config(run.model, source)  # with the threshold, for predict.py --fusion
     if folder and args.save_logits:
         for split, (logits, labels, _) in outputs.items():
             threshold = threshold_of(logits, args.loss_type)
@@ -390,9 +393,13 @@ def report(run, best, outputs):
     if folder:
         if best:
             write_card(folder, run.model.config, results)
+            run.model.config.evidence_threshold = args.evidence_threshold
+            save_config(run.model, folder)
         write_json(folder / "results.json", results)
         resume.remove_states(folder)
         print(f"run folder: {folder}")
+    if args.fusion and not best and Path(args.load_path).is_dir():
+        save_config(run.model, Path(args.load_path))  # with the threshold, for predict.py --fusion
 
 
 def is_finished(args):

@@ -37,6 +37,7 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=
     or float64; in training after attention dropout), both the mean of the last num_layers layers.
     attention_mask [W, T] is 1 at the real tokens, which come first. cpu_kernels False: a CPU goes a
     GPU's way."""
+    num_layers = min(num_layers, encoder.config.num_hidden_layers)
     if not computes_rows(encoder.config):
         window = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         options = {"output_attentions": True, "output_hidden_states": num_layers > 1}

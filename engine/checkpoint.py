@@ -36,7 +36,7 @@ def fetch(name, **options):
 
 def save_config(model, folder):
     """Writes config.json, as transformers does, but whole or not at all."""
-    text = model.config.to_json_string()
+    text = model.config.to_json_string(use_diff=False)  # also what transformers has as default
     write_atomically(folder / "config.json", lambda path: path.write_text(text, "utf-8"))
 
 

@@ -6,6 +6,7 @@ it are averaged by report.py. The parser, the checks and the rest follow from th
 """
 
 import dataclasses
+import math
 import os
 import time
 from functools import lru_cache
@@ -122,7 +123,7 @@ class Options:
     gradient_accumulation_steps: int = flag(1, least=1)
     learning_rate: float = flag(5e-5, "of the encoder", above=0)
     classifier_lr: float = flag(1e-4, "of the new layers", above=0)
-    unet_lr: float = flag(4e-4, "of DocuNet's U-Net", row=True)
+    unet_lr: float = flag(4e-4, "of DocuNet's U-Net", above=0, row=True)
     adam_epsilon: float = flag(1e-6, above=0)
     max_grad_norm: float = flag(1.0, above=0)
     warmup_ratio: float = flag(0.06, "of all steps", least=0, most=1)
@@ -197,6 +198,8 @@ def check_single(value, kind, facts, shown):
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{shown}: expected {kind.__name__}, found {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{shown}: {value} is not a number")
     if value not in facts.get("choices", [value]):
         raise InputError(f"{shown}: {value!r:.80} is none of {', '.join(facts['choices'])}")
     if "least" in facts and not value >= facts["least"]:
@@ -222,6 +225,8 @@ def load_config(folder):
         config = DocREConfig.from_dict(saved)
         for name, attribute in SAVED_WITH_MODEL.items():
             check_value(name, getattr(config, attribute), attribute)
+        if type(config.fusion_threshold) not in (float, int, type(None)):
+            raise InputError("fusion_threshold: not a number")
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except Exception as error:  # transformers raises all kinds
@@ -331,6 +336,7 @@ def pick_device(device, precision, cpu_has_fp16=False):
         raise InputError(f"--device {device}: {reason_of(error)}") from None
     if kind not in ("cpu", "cuda"):
         raise InputError(f"--device {device}: neither cpu nor cuda")
+    device = "cpu" if kind == "cpu" else device  # cpu:0 is the same
     on_gpu = kind == "cuda"
     if precision == "auto":
         # Older cards compute bf16 in software, slowly.

@@ -116,7 +116,7 @@ def relation_ids(path=META_DIR / "rel2id.json"):
     rel2id = read_json(path)
     if isinstance(rel2id, dict) and "label2id" in rel2id:
         rel2id = rel2id["label2id"]
-    if not isinstance(rel2id, dict) or not all(type(x) is int for x in rel2id.values()):
+    if not isinstance(rel2id, dict) or not all(type(x) is int for x in rel2id.values() or [""]):
         raise InputError(f"{path}: expected an object, property -> class id")
     if not all(map(is_text, rel2id)):
         raise InputError(f"{path}: a property holds half a character (a lone surrogate)")

@@ -54,6 +54,7 @@ OPTIONAL = dict.fromkeys(DEFAULTS, Setting) | {
     "hinge_norm": Literal["separate", "joint"],
     "margin": float | None,
     "gamma": float,
+    "evidence_weight": float,
     "entropy_weight": list[float] | None,
     "ncrl_shift": float | None,
     "positive_weight": float | None,
@@ -230,11 +231,11 @@ def shown(value):
 
 
 def backbone_label(args):
-    """The backbone with what is not its default, e.g. docunet (down_dim 128)."""
-    changed = [f"{x} {args[x]:g}" for x in OF_DOCUNET if args[x] != DEFAULTS[x]]
-    if args["backbone"] != "docunet" or not changed:
-        return args["backbone"]
-    return f"docunet ({', '.join(changed)})"
+    """The backbone with what is not its default, e.g. docunet (down_dim 128) or dreeam
+    (evidence_weight 0.1)."""
+    names = [*(OF_DOCUNET if args["backbone"] == "docunet" else ()), "evidence_weight"]
+    changed = [f"{x} {args[x]:g}" for x in names if args[x] != DEFAULTS[x]]
+    return f"{args['backbone']} ({', '.join(changed)})" if changed else args["backbone"]
 
 
 def order_of(row):

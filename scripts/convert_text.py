@@ -15,7 +15,7 @@ from inputs.documents import document_name
 from inputs.files import InputError, OneLineParser, relation_ids, run_main, write_json
 from inputs.texts import open_input, read_new_documents
 
-FIELDS = "title", "sents", "vertexSet", "labels", "candidates"
+FIELDS = "title", "sents", "vertexSet", "labels", "candidates", "own_markers"
 
 
 def main(argv=None):

@@ -51,7 +51,7 @@ class OneDocument(torch.nn.Module):
 
     def forward(self, input_ids, attention_mask, mention_pos, entity_mentions, pairs):
         model = self.atlop
-        count = model.num_layers
+        count = min(model.num_layers, self.encoder.config.num_hidden_layers)
         output = self.encoder(
             input_ids, attention_mask, output_attentions=True, output_hidden_states=count > 1
         )

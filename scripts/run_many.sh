@@ -46,7 +46,8 @@ run_one() {
   # shellcheck disable=SC2064  # the slot of now
   trap "rmdir '$NOTES/slot$slot'" EXIT
   if ((JOBS > 1)); then
-    if ((GPUS_HERE)); then export CUDA_VISIBLE_DEVICES=$((slot % GPUS_HERE)); else
+    IFS=, read -ra gpus <<< "$GPUS_HERE"
+    if ((${#gpus[@]})); then export CUDA_VISIBLE_DEVICES="${gpus[slot % ${#gpus[@]}]}"; else
       export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     fi
   fi
@@ -95,7 +96,8 @@ run_all() {
   trap interrupted INT  # also where a run ends with another code, as torchrun's do
   DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")"
   (($# == 0)) || GIVEN="$(printf '%q ' "$@")"
-  GPUS_HERE="$({ nvidia-smi -L 2> /dev/null || true; } | wc -l)"
+  GPUS_HERE="${CUDA_VISIBLE_DEVICES:-$({ nvidia-smi --query-gpu=index --format=csv,noheader \
+    2> /dev/null || true; } | tr '\n' ',')}"
   mkdir -p "$OUT"
   for line in "${RUNS[@]}"; do
     read -r name seed flags <<< "$line"

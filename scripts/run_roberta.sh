@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's recipe with RoBERTa-large (Appendix B; Table 2) on Re-DocRED, which is downloaded where
-# it is missing. BACKBONE is atlop, docunet or kd_docre, LOSS one of ATL, balance_softmax, AML, AFL,
-# SAT, MeanSAT and HingeABL. Flags given to this script come last, so they win:
+# it is missing. BACKBONE is atlop, docunet, kd_docre or dreeam, LOSS one of those of
+# --loss_type. Flags given to this script come last, so they win:
 #   BACKBONE=docunet LOSS=balance_softmax bash scripts/run_roberta.sh --seed 1
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

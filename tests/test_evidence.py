@@ -104,6 +104,30 @@ def test_shares_are_the_same_alone_and_in_a_batch(tokenizer, backbone):
         assert (shares.sum(1) < 1 + 1e-9).all() and shares.max() > 0.1
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_an_encoder_of_fewer_layers_than_dreeam_averages(tokenizer, num_layers):
+    """All that it has are averaged, the CPU's way and a GPU's."""
+    model = small_model(backbone="dreeam", num_hidden_layers=num_layers).double()
+    batch = collate(docred_features([document_of(1)], tokenizer), TOKENS, sentences=True)
+    del batch["labels"]
+    with torch.no_grad():
+        ours = model(**batch)
+        model.cpu_kernels = False
+        theirs = model(**batch)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
+def test_documents_without_evidence_teach_none(demo, tmp_path):
+    documents = read(demo / "train_revised.json")
+    for x in [x for document in documents for x in document["labels"]]:
+        x["evidence"] = []
+    (tmp_path / "train.json").write_text(json.dumps(documents))
+    more = ["--evidence_weight", "0.1", "--train_file", str(tmp_path / "train.json")]
+    with pytest.raises(InputError, match="--evidence_weight: .*train.json names no evidence"):
+        train.main(flags(demo, tmp_path / "run", *more))
+
+
 def test_evidence_loss_against_slow_version():
     generator = torch.Generator().manual_seed(0)
     shares = torch.rand(6, 4, generator=generator, dtype=torch.float64) / 4

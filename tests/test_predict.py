@@ -378,6 +378,11 @@ def test_bad_flags_end_with_one_line_and_code_2(folder, tmp_path, name, monkeypa
     assert output.err.startswith(f"error: {message}") and output.err.count("\n") == 1
 
 
+def test_evidence_threshold_is_a_share(extractor):
+    with pytest.raises(InputError, match=r"--evidence_threshold: -0.1 is not in \[0, 1\]"):
+        RelationExtractor(extractor.model, extractor.tokenizer, "cpu", evidence_threshold=-0.1)
+
+
 BAD_FOLDERS = {
     "no tokenizer": ({}, "cannot be loaded"),
     "no loss": ({"loss_type": "x"}, "loss_type: 'x' is none of ATL"),

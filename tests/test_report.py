@@ -298,17 +298,20 @@ def test_runs_that_differ_are_never_averaged(data, tmp_path):
     write_run(tmp_path / "batch", data, seed=7, test_batch_size=3, device="cuda", wandb="offline")
     write_run(tmp_path / "margin", data, "AML", seed=7, margin=2.0)
     write_run(tmp_path / "gamma", data, "AFL", seed=7, gamma=2.0)
+    write_run(tmp_path / "taught", data, seed=7, backbone="dreeam", evidence_weight=0.1)
+    write_run(tmp_path / "untaught", data, seed=7, backbone="dreeam")
     write_run(tmp_path / "unet", data, seed=7, backbone="docunet", down_dim=128)
     # weights of unknown training: each checkpoint counts as a seed, apart from all that was trained
     write_run(tmp_path / "x1", data, load_path="released/x1.pt")
     write_run(tmp_path / "x2", data, load_path="released/x2.pt")
     groups = group_runs(find_runs(tmp_path, tmp_path / "out")[0])
     members = [sorted(run["folder"].name for x in g["rows"].values() for run in x) for g in groups]
-    assert members[0] == ["a", "b", "batch", "gamma", "margin", "unet"]
+    assert members[0] == ["a", "b", "batch", "gamma", "margin", "taught", "unet", "untaught"]
     assert members[1] == ["x1", "x2"] and list(groups[1]["rows"]) == [("atlop", "ATL")]
     assert sorted(x for (x,) in members[2:]) == sorted(changes)
     assert [*groups[0]["rows"]] == [
-        *(("atlop", x) for x in ("ATL", "AML:m2", "AFL:g2")), ("docunet (down_dim 128)", "ATL")
+        *(("atlop", x) for x in ("ATL", "AML:m2", "AFL:g2")), ("docunet (down_dim 128)", "ATL"),
+        ("dreeam", "ATL"), ("dreeam (evidence_weight 0.1)", "ATL"),
     ]  # fmt: skip
 
 

@@ -151,7 +151,10 @@ def table3(data, tmp_path):
         command = ["bash", str(ROOT / "scripts/run_table3.sh"), "--num_train_epochs", "1"]
         env = {k: x for k, x in os.environ.items() if k != "OMP_NUM_THREADS"} | cut | where | change
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return process(command, env=env, **pipes, start_new_session=process != subprocess.run)
+        if process != subprocess.run:  # a group that can be interrupted, also where we cannot
+            pipes["start_new_session"] = True
+            pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return process(command, env=env, **pipes)
 
     return start, run
 

@@ -73,6 +73,25 @@ def test_an_encoder_with_weights_keeps_them(tmp_path):
         assert torch.equal(tensor, model.state_dict()[f"model.{name}"])
 
 
+def test_a_model_over_an_encoder_in_half_precision_comes_back_whole(tokenizer, tmp_path):
+    small_model().model.half().save_pretrained(tmp_path / "encoder")
+    model = new_model(build_encoder(str(tmp_path / "encoder")), emb_size=64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1e-5 * torch.randn_like(parameter)
+    save_run(model, tokenizer, tmp_path / "run")
+    auto = AutoModel.from_pretrained(tmp_path / "run", trust_remote_code=False)
+    for loaded in (load_model(tmp_path / "run"), auto):
+        state = loaded.state_dict()
+        assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+
+
+def test_relations_called_as_transformers_would_call_them(tokenizer, tmp_path):
+    rel2id = {"LABEL_0": 0, "LABEL_1": 1}
+    save_run(small_model(settings={"rel2id": rel2id}), tokenizer, tmp_path)
+    assert load_model(tmp_path).config.label2id == rel2id
+
+
 def test_own_relations_and_the_backbone_that_is_unknown_yet(folder):
     config = DocREConfig(read(folder / "config.json")["encoder"], emb_size=64)
     config = DocREConfig(config.encoder, label2id={"no": 0, "likes": 1}, emb_size=64)
