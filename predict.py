@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from encoders.loading import load_tokenizer, transformer_type, window_size
 from engine.checkpoint import fetch, load_model
-from engine.fusion import fuse_documents, select
+from engine.fusion import fuse_documents, fused_predictions
 from engine.options import pick_device
 from evaluation import PATTERNS, prediction_patterns
 from inputs.files import (
@@ -208,12 +208,8 @@ class RelationExtractor:
         counts = pairs[:, 0].bincount(minlength=len(documents)).tolist()
         options = self.loss_type, self.evidence_threshold, self._logits_of
         fused, _ = fuse_documents(documents, logits, shares.split(counts), *options)
-        row = {pair: i for i, pair in enumerate(map(tuple, pairs.tolist()))}
-        predicted = torch.zeros(logits.shape, dtype=torch.bool)
-        for doc, of_document in enumerate(fused):
-            for head, tail, number in select(of_document, self.model.config.fusion_threshold):
-                predicted[row[doc, head, tail], number] = True
-        return predicted
+        threshold = self.model.config.fusion_threshold
+        return fused_predictions(fused, documents, logits.shape[1], threshold)
 
     def _logits_of(self, documents):
         """Logits of each of any documents, a list."""

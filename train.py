@@ -28,7 +28,7 @@ from engine import distributed, resume
 from engine.card import write_card
 from engine.checkpoint import load_model, load_state, load_weights, save_config, sizes_of
 from engine.data import Data
-from engine.fusion import facts_of, fuse_documents, fused_submission
+from engine.fusion import facts_of, fuse_documents, fused_predictions
 from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
 from engine.prediction import predict_logits, predicted_facts, to_official
 from engine.training import Training
@@ -180,21 +180,26 @@ class Run:
 
     def score(self, split, logits, labels, shares, shift=0.0, evidence_threshold=None):
         """Scores and submission of a split, with the threshold shifted."""
-        loss_type, data = self.args.loss_type, self.data
+        loss_type = self.args.loss_type
         if evidence_threshold is None:
             evidence_threshold = self.args.evidence_threshold
         predicted = decode(logits, loss_type, self.args.num_labels, shift)
-        options = self.rel2id, shares, evidence_threshold
-        submission = to_official(predicted, data.features[split], *options)
-        scores = evaluation.evaluate(
-            submission, data.documents[split], data.train_facts, frequent=data.frequent
-        )
+        scores, submission = self.score_predictions(split, predicted, shares, evidence_threshold)
         threshold = threshold_of(logits, loss_type).numpy()
         patterns = evaluation.count_patterns(logits.numpy(), labels.numpy(), threshold, shift)
         # Where the threshold lies: how many relations score above it, in pairs that have one.
         above = (logits[:, 1:].numpy() - threshold > shift).sum(1)[labels[:, 1:].any(1).numpy()]
         place = {"above_threshold": float(above.mean()) if len(above) else 0.0}
         return scores | patterns | place, submission
+
+    def score_predictions(self, split, predicted, shares, evidence_threshold):
+        """The official scores of multi-hot predictions of all pairs, and their submission."""
+        data, options = self.data, (self.rel2id, shares, evidence_threshold)
+        submission = to_official(predicted, data.features[split], *options)
+        scores = evaluation.evaluate(
+            submission, data.documents[split], data.train_facts, frequent=data.frequent
+        )
+        return scores, submission
 
     def tune(self, outputs):
         """The shift of the threshold with the best dev F1, with it the threshold of evidence with
@@ -230,10 +235,12 @@ class Run:
                 gold = [facts_of(document, self.rel2id) for document in documents]
                 config.fusion_threshold = best_fusion_threshold(fused, gold)
                 results["threshold"] = config.fusion_threshold
-            submission = fused_submission(fused, self.data.features[split], config, shares)
-            submissions[split] = submission
-            facts, often = self.data.train_facts, self.data.frequent
-            results[split] = evaluation.evaluate(submission, documents, facts, frequent=often)
+            predicted = fused_predictions(
+                fused, documents, config.num_labels, config.fusion_threshold
+            )
+            results[split], submissions[split] = self.score_predictions(
+                split, predicted, shares, args.evidence_threshold
+            )
             results[split] |= {
                 "pseudo_documents": count,
                 "seconds": round(time.perf_counter() - started, 1),

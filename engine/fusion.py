@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from losses import threshold_of
-from prepro import candidate_pairs, pairs_of
+from prepro import candidate_pairs
 
 MOST = 4  # classes of a pair
 ALONE = -10.0  # added to the score of what only the document, or only its pseudo documents say
@@ -128,14 +128,13 @@ def facts_of(document, rel2id):
     return {(x["h"], x["t"], rel2id[x["r"]]) for x in document["labels"]}
 
 
-def fused_submission(fused, features, config, shares):
-    """A submission of fused documents, with the evidence of the pairs in the whole document."""
-    submission = []
-    for document, feature, of_pairs in zip(fused, features, shares, strict=True):
-        place = {pair: i for i, pair in enumerate(map(tuple, pairs_of(feature).tolist()))}
-        for head, tail, number in select(document, config.fusion_threshold):
-            above = of_pairs[place[head, tail]] > config.evidence_threshold
-            fact = {"title": feature["title"], "h_idx": head, "t_idx": tail}
-            fact |= {"r": config.id2label[number], "evidence": above.nonzero()[:, 0].tolist()}
-            submission.append(fact)
-    return submission
+def fused_predictions(fused, documents, num_class, threshold):
+    """Multi-hot predictions of all pairs, [P, classes] bool, document by document."""
+    parts = []
+    for of_document, document in zip(fused, documents, strict=True):
+        row = {pair: i for i, pair in enumerate(map(tuple, candidate_pairs(document).tolist()))}
+        predicted = torch.zeros(len(row), num_class, dtype=torch.bool)
+        for head, tail, number in select(of_document, threshold):
+            predicted[row[head, tail], number] = True
+        parts.append(predicted)
+    return torch.cat(parts)
