@@ -10,21 +10,13 @@ the ratios of steps that followed each other.
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-from step import make_features
-
-import backbones  # noqa: F401
-from encoders.loading import build_encoder
-from engine.training import make_optimizer, make_schedule, train_step
-from losses import get_loss
-from model import new_model
-from utils import autocast, collate, set_seed
+from step import bert_sizes, make_features, make_step
 
 
 def main():
@@ -36,33 +28,18 @@ def main():
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    config = {
-        "model_type": "bert",
-        "hidden_size": args.width,
-        "num_hidden_layers": args.layers,
-        "num_attention_heads": 12,
-        "intermediate_size": 4 * args.width,
-    }
     features = make_features(args)
     ways = {"ATLOP": ("atlop", 0.0), "DREEAM": ("dreeam", 0.0), "with evidence": ("dreeam", 0.1)}
-    steps = {}
-    for name, (backbone, weight) in ways.items():
-        teaches = weight > 0
-        batch = collate(features, ([2], [3], 0), sentences=teaches, evidence=teaches)
-        set_seed(0)
-        encoder = build_encoder("", config, weights=False)
-        model = new_model(encoder, backbone=backbone, emb_size=args.width).train()
-        optimizer = make_optimizer(model, 5e-5, 1e-4)
-        schedule = make_schedule(optimizer, 1000, 0.06)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        parts = get_loss("ATL"), optimizer, schedule, scaler, autocast("cpu", "fp32"), 1.0
-
-        def step(model=model, batch=batch, parts=parts, weight=weight):
-            started = time.perf_counter()
-            train_step(model, [batch], *parts, evidence_weight=weight)
-            return time.perf_counter() - started
-
-        steps[name] = step
+    steps = {
+        name: make_step(
+            bert_sizes(args),
+            features,
+            evidence_weight=weight,
+            backbone=backbone,
+            emb_size=args.width,
+        )
+        for name, (backbone, weight) in ways.items()
+    }
     seconds = {name: [] for name in steps}
     for _ in range(args.repeats + 1):
         for name, step in steps.items():

@@ -12,11 +12,9 @@ followed each other.
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
@@ -25,14 +23,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-from step import make_features
-
-import backbones  # noqa: F401
-from encoders.loading import build_encoder
-from engine.training import make_optimizer, make_schedule, train_step
-from losses import get_loss
-from model import new_model
-from utils import autocast, collate, set_seed
+from step import make_features, make_step, run_and_peak
 
 KINDS = {
     "bert": {},  # for comparison
@@ -59,8 +50,7 @@ def returned_attention():
             yield
 
 
-def make_step(kind, features, device):
-    """A function that trains for one step and returns its seconds."""
+def step_of(kind, features, device):
     sizes = {
         "model_type": kind,
         "vocab_size": 30522,
@@ -70,43 +60,14 @@ def make_step(kind, features, device):
         "intermediate_size": 1536,
         "pad_token_id": 0,
     }
-    set_seed(0)
-    model = new_model(build_encoder("", sizes | KINDS[kind], weights=False), emb_size=384)
-    model.to(device).train()
-    on_gpu = device.startswith("cuda")
-    batch = collate(features, ([2], [3], 0))
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    optimizer = make_optimizer(model, 5e-5, 1e-4)
-    schedule = make_schedule(optimizer, 1000, 0.06)
-    scaler = torch.amp.GradScaler("cuda" if on_gpu else "cpu", enabled=False)
-    amp = autocast(device, "bf16" if on_gpu else "fp32")
-
-    def step():
-        started = time.perf_counter()
-        train_step(model, [batch], get_loss("ATL"), optimizer, schedule, scaler, amp, 1.0)
-        if on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    return step
-
-
-def memory(kind, features, device):
-    """Peak memory of two steps in MiB: on a GPU what was allocated; on a CPU the process's largest
-    size less what it was before."""
-    step = make_step(kind, features, device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(), step()
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return make_step(sizes | KINDS[kind], features, device, emb_size=384)
 
 
 def in_turn(kind, features, device, repeats):
     """Seconds of the steps of either way."""
-    new = make_step(kind, features, device)
+    new = step_of(kind, features, device)
     with returned_attention():
-        old = make_step(kind, features, device)
+        old = step_of(kind, features, device)
     seconds = []
     for _ in range(repeats + 1):
         first = new()
@@ -128,7 +89,8 @@ def main():
     features = make_features(args)
     if args.memory:
         with nullcontext() if args.memory == "new" else returned_attention():
-            print(json.dumps(memory(args.kinds[0], features, args.device)))
+            step = step_of(args.kinds[0], features, args.device)
+            print(json.dumps(run_and_peak(step, 2, args.device)[1]))
         return
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     print(f"{args.batch} documents, {args.entities} entities, {args.tokens} tokens each;", end=" ")
