@@ -2,14 +2,15 @@
 
     python predict.py --model runs/demo --input documents.json --output relations.json
     python predict.py --model runs/demo --input documents.json --html page.html
+    python predict.py --model runs/demo --text article.txt --ner en_core_web_sm --html page.html
 
     from predict import RelationExtractor
     extractor = RelationExtractor.from_pretrained("runs/demo")
     extractor({"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3}], ...]})
 
-inputs/texts.py says what is read. The whole input is checked before a model is loaded; documents
-are then read, predicted and written a window at a time, so that memory does not grow with the
-input.
+inputs/texts.py says what is read, inputs/raw_text.py what spaCy makes of a text (--text). The whole
+input is checked before a model is loaded; documents of --input are then read, predicted and written
+a window at a time, so that memory does not grow with the input.
 Titles need not be unique, for there is one record for each document, in the order of the input. In
 the official format, which tells documents apart by title alone, two with one title are refused.
 """
@@ -18,252 +19,34 @@ import os
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
 import transformers
 from tqdm import tqdm
 
-from encoders.loading import load_tokenizer, transformer_type, window_size
+from encoders.loading import load_tokenizer
 from engine.checkpoint import fetch, load_model
-from engine.fusion import fuse_documents, fused_predictions
+from engine.extractor import RelationExtractor
 from engine.options import pick_device
-from evaluation import PATTERNS, prediction_patterns
 from inputs.files import (
-    META_DIR,
     InputError,
     OneLineParser,
     is_device,
-    read_json,
     relation_ids,
     run_main,
     write_atomically,
 )
-from inputs.texts import new_documents, open_input, read_new_documents, sentence_text
-from losses import decode, threshold_of
-from prepro import docred_features
-from utils import autocast, collate, special_tokens, to_device
+from inputs.raw_text import load_pipeline, read_text, text_documents
+from inputs.texts import open_input, read_new_documents
 from viewing import page
 from viewing.formats import FORMATS
 
-WINDOW = 16  # batches; so many documents are in memory at once, and sorted by length
-LARGEST = 2**27  # tokens x entities^2 of a batch (4 bytes each); beyond, it holds fewer documents
-SHOWN_SENTENCES = 3
-MENTION_FIELDS = "name", "type", "sent_id", "pos", "start", "end"
-
-
-class RelationExtractor:
-    """Documents -> relations, with a model and its tokenizer.
-
-    device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
-    documents are cut there; evidence_threshold: the share of a pair's attention above which a
-    sentence is its evidence; None: the model's own. fusion: also predict the pairs' evidence alone
-    (engine/fusion.py; train.py --fusion finds its threshold). Raises InputError.
-    """
-
-    def __init__(
-        self,
-        model,
-        tokenizer,
-        device="auto",
-        precision="auto",
-        batch_size=8,
-        max_seq_length=None,
-        evidence_threshold=None,
-        fusion=False,
-    ):
-        config, encoder = model.config, model.model.config
-        self.rel2id = config.label2id
-        self.device, precision = pick_device(device, precision)
-        self.model = model.to(self.device).eval()
-        self.tokenizer = tokenizer
-        self.loss_type, self.num_labels = config.loss_type, config.labels_per_pair
-        self.max_seq_length = max_seq_length or config.max_seq_length
-        self.evidence_threshold = evidence_threshold
-        if evidence_threshold is None:
-            self.evidence_threshold = config.evidence_threshold
-        if not 0 <= self.evidence_threshold <= 1:
-            raise InputError(f"--evidence_threshold: {self.evidence_threshold} is not in [0, 1]")
-        self.batch_size, self.fusion = batch_size, fusion
-        if fusion and config.fusion_threshold is None:
-            raise InputError(
-                "--fusion: the model has no fusion_threshold; train.py --fusion finds it"
-            )
-        self.property_of = {number: name for name, number in self.rel2id.items()}
-        self.names = read_json(META_DIR / "rel_info.json")
-        self.autocast = autocast(self.device, precision)
-        tokens = special_tokens(self.tokenizer, transformer_type(encoder))
-        self.collate = partial(
-            collate,
-            tokens=(*tokens, self.tokenizer.pad_token_id),
-            num_class=len(self.rel2id),
-            size=window_size(encoder),
-            sentences=True,
-        )
-        self.num_cut = 0  # documents that were longer than max_seq_length, so far
-
-    @classmethod
-    def from_pretrained(cls, name, **options):
-        """name: a run folder or a model of the hub; options: as of the class."""
-        folder = fetch(name)
-        return cls(load_model(folder), load_tokenizer(folder), **options)
-
-    def __call__(self, documents):
-        """The record of one document, or the records of a list of documents:
-
-        title      str
-        relations  a list, by head, tail and class:
-            head, tail  {entity: its place, name: of its first mention, mentions: name, type,
-                        sent_id and pos of each; of a text's also start and end}
-            relation    property, e.g. "P17"
-            name        of the property
-            score       how far its logit lies above the threshold (with fusion also below)
-            evidence    the sentences that show it: those with more of the pair's attention than
-                        evidence_threshold, places
-            sentences   the (at most three) that the pair attends to most: {sentence: its place,
-                        weight: share of the pair's attention, text}. The rest of the attention
-                        lies on other sentences and on the special tokens.
-
-        and of a document with labels also
-
-            correct     of each relation: whether it is one of them
-        missed     the labels that were not found, as relations, and of each
-            pattern     the pair's, of evaluation.PATTERNS: FN_CRK, FN_IRK, or else some other
-                        relation was predicted
-
-        Raises InputError at the first fault of a document, before any is predicted.
-        """
-        one = isinstance(documents, dict)
-        documents = list(new_documents([documents] if one else documents, self.rel2id))
-        records = [record for _, record in self.stream(documents)]
-        return records[0] if one else records
-
-    def stream(self, documents):
-        """(document, record) for each of any number of validated documents in DocRED format, in
-        their order; batches are made of documents of like length within a window."""
-        documents = iter(documents)
-        while window := list(islice(documents, WINDOW * self.batch_size)):
-            yield from zip(window, self._predict(window), strict=True)
-
-    def _predict(self, documents):
-        features = docred_features(documents, self.tokenizer, self.max_seq_length, self.rel2id)
-        largest = max(max(feature["input_ids"]) for feature in features)
-        if largest >= (vocabulary := self.model.model.config.vocab_size):
-            raise InputError(f"tokenizer: id {largest} is none of the encoder's {vocabulary}")
-        self.num_cut += sum(f["sentence_bounds"][-1] > self.max_seq_length - 2 for f in features)
-        records = [None] * len(documents)
-        for chosen in batches(features, self.batch_size):
-            parts = self._predict_batch(*([x[i] for i in chosen] for x in (documents, features)))
-            for i, record in zip(chosen, parts, strict=True):
-                records[i] = record
-        return records
-
-    @torch.no_grad()
-    def _predict_batch(self, documents, features):
-        batch = to_device(self.collate(features), self.device)
-        labels, pairs = batch.pop("labels"), batch["pairs"]
-        with self.autocast():
-            logits, shares = self.model(**batch)
-        predicted = decode(logits, self.loss_type, self.num_labels) > 0
-        if self.fusion:
-            predicted = self._fuse(documents, logits.cpu(), shares.cpu(), pairs).to(self.device)
-        threshold = threshold_of(logits, self.loss_type)
-        facts = (predicted | labels)[:, 1:].nonzero()  # [K, 2]: pair, class - 1
-        weights = shares[facts[:, 0]].cpu().numpy()  # [K, S]
-        scores = (logits - threshold).cpu().numpy()
-        labels, pairs, predicted = (x.cpu().numpy() for x in (labels, pairs, predicted))
-        patterns = prediction_patterns(scores, labels, 0)
-        if self.fusion:  # which decides otherwise than the scores of the document alone
-            missed = prediction_patterns(scores, labels, np.inf)
-            patterns = np.where(predicted.any(1), PATTERNS.index("FP"), missed)
-        records = [_empty_record(document) for document in documents]
-        for (row, number), weight in zip(facts.tolist(), weights, strict=True):
-            number += 1
-            name = self.property_of[number]
-            doc, head, tail = pairs[row].tolist()
-            document = documents[doc]
-            relation = {
-                "head": _entity(document, head),
-                "tail": _entity(document, tail),
-                "relation": name,
-                "name": self.names.get(name, name),
-                "score": round(float(scores[row, number]), 4),
-                "evidence": np.flatnonzero(weight > self.evidence_threshold).tolist(),
-                "sentences": _attended_sentences(document, weight),
-            }
-            if not predicted[row, number]:
-                relation["pattern"] = PATTERNS[patterns[row]]
-                records[doc]["missed"].append(relation)
-                continue
-            if "labels" in document:
-                relation["correct"] = bool(labels[row, number])
-            records[doc]["relations"].append(relation)
-        return records
-
-    def _fuse(self, documents, logits, shares, pairs):
-        """What fusion predicts of these documents: multi-hot, [P, classes]."""
-        counts = pairs[:, 0].bincount(minlength=len(documents)).tolist()
-        options = self.loss_type, self.evidence_threshold, self._logits_of
-        fused, _ = fuse_documents(documents, logits, shares.split(counts), *options)
-        threshold = self.model.config.fusion_threshold
-        return fused_predictions(fused, documents, logits.shape[1], threshold)
-
-    def _logits_of(self, documents):
-        """Logits of each of any documents, a list."""
-        features = docred_features(documents, self.tokenizer, self.max_seq_length, self.rel2id)
-        outputs = [None] * len(features)
-        for chosen in batches(features, self.batch_size):
-            batch = to_device(self.collate([features[i] for i in chosen]), self.device)
-            del batch["labels"], batch["sentences"]
-            with self.autocast():
-                logits = self.model(**batch).cpu()
-            counts = batch["pairs"][:, 0].bincount(minlength=len(chosen)).tolist()
-            for i, part in zip(chosen, logits.split(counts), strict=True):
-                outputs[i] = part
-        return outputs
-
-
-def batches(features, batch_size):
-    """Lists of places in `features`, the longest documents first: batch_size of them, fewer of
-    documents with so many entities that their pairs would fill the memory."""
-    lengths = [len(feature["input_ids"]) for feature in features]
-    chosen, most = [], 0
-    for i in sorted(range(len(features)), key=lambda i: -lengths[i]):
-        num_entities = len(features[i]["entity_pos"])
-        most = max(most, num_entities)
-        size = (len(chosen) + 1) * lengths[(chosen or [i])[0]] * most**2
-        if chosen and (len(chosen) == batch_size or size > LARGEST):
-            yield chosen
-            chosen, most = [], num_entities
-        chosen.append(i)
-    if chosen:
-        yield chosen
-
-
-def _empty_record(document):
-    record = {"title": document["title"], "relations": []}
-    return record | {"missed": []} if "labels" in document else record
-
-
-def _entity(document, place):
-    mentions = document["vertexSet"][place]
-    mentions = [{name: x[name] for name in MENTION_FIELDS if name in x} for x in mentions]
-    return {"entity": place, "name": mentions[0]["name"], "mentions": mentions}
-
-
-def _attended_sentences(document, shares):
-    """The sentences with most of a pair's attention; shares [S]: of every sentence."""
-    shares = np.round(shares.astype(np.float64), 4)
-    order = np.argsort(-shares, kind="stable")[:SHOWN_SENTENCES].tolist()
-    return [
-        {"sentence": i, "weight": float(shares[i]), "text": sentence_text(document, i)}
-        for i in order
-        if shares[i] > 0
-    ]
-
+if __name__ != "__main__":  # imported, so perhaps for nlp.add_pipe("docre")
+    with suppress(ImportError):  # no spaCy
+        import engine.component  # noqa: F401
 
 # Half a character, which a field that nobody checks may hold, is written as its escape.
 ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
@@ -292,7 +75,10 @@ def parse_args(argv=None):
     parser = OneLineParser(description="Relations in new documents.")
     add = parser.add_argument
     add("--model", required=True, help="run folder, or name on the hub")
-    add("--input", required=True, help="documents, see inputs/texts.py; -: standard input")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", help="documents, see inputs/texts.py; -: standard input")
+    source.add_argument("--text", nargs="+", metavar="FILE", help="raw text, a document each")
+    add("--ner", default="en_core_web_sm", help="spaCy pipeline that finds the entities of --text")
     add("--output", help="file; default: standard output, -, or none with --html")
     add("--format", default="relations", choices=list(FORMATS), help="of --output")
     add("--html", help=f"write the first {page.LIMIT} documents as a page to this file")
@@ -332,16 +118,31 @@ def check_writable(flag, path):
         raise InputError(f"{flag} {path}: {where} is not writable")
 
 
+def read_texts(paths, ner):
+    """The documents that a spaCy pipeline makes of text files, a list. Raises InputError."""
+    nlp, documents = load_pipeline(ner), []
+    texts = [(read_text(path, nlp.max_length), path) for path in paths]
+    for doc, path in tqdm(nlp.pipe(texts, as_tuples=True), ner, len(texts), disable=None):
+        try:
+            documents += text_documents(doc, Path(path).stem)
+        except InputError as error:
+            raise InputError(f"--ner {ner}: {error}") from None
+    return documents
+
+
 def main(argv=None):
     args = parse_args(argv)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     folder = fetch(args.model)
-    file = open_input(args.input)
-    name = "standard input" if args.input == "-" else args.input
-    alone = args.format == "official" and args.output is not None
     rel2id = relation_ids(folder / "config.json")
-    documents = partial(read_new_documents, file, name, rel2id, unique_titles=alone)
+    if args.text:
+        documents = partial(iter, read_texts(args.text, args.ner))
+    else:
+        file = open_input(args.input)
+        name = "standard input" if args.input == "-" else args.input
+        alone = args.format == "official" and args.output is not None
+        documents = partial(read_new_documents, file, name, rel2id, unique_titles=alone)
     total = sum(1 for _ in documents())  # whatever is wrong is said now
     options = args.device, args.precision, args.batch_size, args.max_seq_length
     options = *options, args.evidence_threshold, args.fusion

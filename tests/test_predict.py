@@ -27,6 +27,7 @@ from test_documents import FORMS, GOOD
 
 import predict
 from engine import checkpoint
+from engine.extractor import LARGEST, WINDOW, RelationExtractor, batches
 from evaluation import evaluate, prediction_patterns
 from inputs.documents import read_documents, read_predictions
 from inputs.files import InputError, run_main, write_json
@@ -34,7 +35,6 @@ from inputs.texts import new_documents
 from losses import decode
 from model import localized_contexts, sentence_shares
 from model import unordered_pair as place_of
-from predict import RelationExtractor, batches
 from prepro import docred_features
 from utils import collate
 from viewing import page
@@ -480,7 +480,7 @@ def test_predicting_is_lazy(extractor):
     documents = (next(taken) and text_with() or text_with() for _ in count())
     stream = extractor.stream(new_documents(documents, REL2ID))
     assert len(list(islice(stream, 130))) == 130
-    assert next(taken) == 2 * predict.WINDOW * extractor.batch_size
+    assert next(taken) == 2 * WINDOW * extractor.batch_size
 
 
 def test_batches():
@@ -494,7 +494,7 @@ def test_batches():
     for batch in made:
         most = max(len(features[i]["entity_pos"]) for i in batch)
         longest = len(features[batch[0]]["input_ids"])
-        assert len(batch) == 1 or len(batch) * longest * most**2 <= predict.LARGEST
+        assert len(batch) == 1 or len(batch) * longest * most**2 <= LARGEST
     assert len(made) > 100 / 8 and max(map(len, made)) == 8
     small = [{"input_ids": [0] * 50, "entity_pos": [[]] * 9}] * 20
     assert list(map(len, batches(small, 8))) == [8, 8, 4]

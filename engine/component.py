@@ -1,0 +1,112 @@
+"""The spaCy component "docre": relations between the entities of a pipeline.
+
+    import spacy, predict                    # predict makes the component known to spaCy
+
+    nlp = spacy.load("en_core_web_sm")
+    nlp.add_pipe("docre", config={"model": "runs/demo"})
+    for x in nlp("Ada Lovelace was born in London.")._.relations:
+        print(x.head[0], x.name, x.tail[0], x.evidence)
+
+It comes after what finds sentences, entities and, if at all, coreference; inputs/raw_text.py says
+what it makes of them. What it found is kept in doc.user_data as plain numbers, so that documents
+can be saved and sent to other processes (nlp.pipe(n_process=2)).
+"""
+
+from dataclasses import dataclass
+
+from spacy.language import Language
+from spacy.tokens import Doc, Span
+from spacy.util import minibatch
+
+from engine.extractor import RelationExtractor
+from inputs.raw_text import text_documents
+
+DEFAULTS = {
+    "device": "auto",
+    "precision": "auto",
+    "batch_size": 8,
+    "evidence_threshold": None,
+    "fusion": False,
+}
+
+
+@dataclass(frozen=True)
+class Relation:
+    """head, tail: the entities' mentions; relation: property, e.g. "P17", and its name; score: how
+    far its logit lies above the threshold; evidence: the sentences that show it."""
+
+    head: list[Span]
+    tail: list[Span]
+    relation: str
+    name: str
+    score: float
+    evidence: list[Span]
+
+
+@Language.factory(
+    "docre",
+    assigns=["doc._.relations"],
+    requires=["doc.ents", "doc.sents"],
+    default_config=DEFAULTS,
+)
+def make_component(
+    nlp,
+    name: str,
+    model: str,
+    device: str,
+    precision: str,
+    batch_size: int,
+    evidence_threshold: float | None,
+    fusion: bool,
+):
+    """model: a run folder or a model of the hub; the others: as of RelationExtractor."""
+    return Component(
+        RelationExtractor.from_pretrained(
+            model,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            evidence_threshold=evidence_threshold,
+            fusion=fusion,
+        )
+    )
+
+
+class Component:
+    def __init__(self, extractor):
+        self.extractor = extractor
+
+    def __call__(self, doc):
+        return next(self.pipe([doc]))
+
+    def pipe(self, docs, batch_size=64):
+        """The documents with their relations, batch_size of them at a time."""
+        for group in minibatch(docs, batch_size):
+            parts = [(doc, part) for doc in group for part in text_documents(doc, "")]
+            records = self.extractor.stream(part for _, part in parts)
+            for doc in group:
+                doc.user_data["docre"] = []
+            for (doc, part), (_, record) in zip(parts, records, strict=True):
+                doc.user_data["docre"] += [_as_numbers(x, part) for x in record["relations"]]
+            yield from group
+
+
+def _as_numbers(x, part):
+    """A relation of a record with (start, end) in characters for mentions and sentences."""
+    ends = [[(m["start"], m["end"]) for m in x[end]["mentions"]] for end in ("head", "tail")]
+    sentences = (part["offsets"][number] for number in x["evidence"])
+    evidence = [(words[0][0], words[-1][1]) for words in sentences]
+    return *ends, x["relation"], x["name"], x["score"], evidence
+
+
+def _relations(doc):
+    def spans(places):
+        return [doc.char_span(start, end) for start, end in places]
+
+    return [
+        Relation(spans(head), spans(tail), relation, name, score, spans(evidence))
+        for head, tail, relation, name, score, evidence in doc.user_data.get("docre", [])
+    ]
+
+
+Doc.set_extension("relations", getter=_relations, force=True)

@@ -1,0 +1,151 @@
+"""Raw text -> documents, by spaCy: its pipeline finds the words, the sentences and the entities.
+
+- A mention is an entity of the pipeline (doc.ents), but no ordinal number (DocRED has none). Its
+  type becomes DocRED's.
+- Mentions of one name are one entity. Names are compared without case, a leading "the" and a
+  trailing "'s". A person's last name alone stands for the one person before it who ends in it.
+- Names that a coreference component has found to be the same are one entity, too; its pronouns are
+  left out, since DocRED's mentions are names.
+- No sentence ends inside a mention.
+- A text of more than LONGEST words becomes several documents, cut between sentences, for the models
+  are trained on documents of that length. Relations between two of them are not found.
+"""
+
+import math
+import re
+from itertools import pairwise
+
+from inputs.files import InputError, reason_of
+
+LONGEST = 400  # words of a document; Re-DocRED's have 200 on average
+DOCRED = {  # DocRED's types, and spaCy's
+    "PER": "PERSON",
+    "LOC": "GPE FAC NORP",  # "German" is a LOC of Re-DocRED
+    "TIME": "DATE",
+    "NUM": "CARDINAL MONEY PERCENT QUANTITY",
+    "MISC": "EVENT LANGUAGE LAW PRODUCT WORK_OF_ART",
+}
+TYPES = {label: kind for kind, labels in DOCRED.items() for label in labels.split()}
+NO_ENTITY = "ORDINAL"
+INSTALL = "pip install -r requirements-spacy.txt"
+
+
+def load_pipeline(name):
+    """The spaCy pipeline of that name, or of a folder. Raises InputError."""
+    try:
+        import spacy
+    except ImportError:
+        raise InputError(f"--text needs spaCy: {INSTALL}") from None
+    try:
+        return spacy.load(name)
+    except Exception as error:  # no such pipeline, of another version, of a package not installed
+        hint = f"(python -m spacy download {name})" if isinstance(error, OSError) else ""
+        raise InputError(f"--ner {name}: {reason_of(error)} {hint}".strip()) from None
+
+
+def read_text(path, longest):
+    """The text of a UTF-8 file; longest: characters. Raises InputError."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(longest + 1)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, a path that no file can have
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    if len(text) > longest:
+        raise InputError(f"{path}: longer than the pipeline's {longest:,} characters (split it)")
+    return text
+
+
+def text_documents(doc, title):
+    """A spaCy Doc -> documents in DocRED format, a list: one, or as many as its length asks for.
+
+    As of texts.as_docred, they have the whole text, the offsets of their words in it, and start and
+    end of the mentions. Raises InputError if the pipeline found no sentences.
+    """
+    if len(doc) and not doc.has_annotation("SENT_START"):
+        raise InputError("the pipeline finds no sentences (a parser, senter or sentencizer does)")
+    words = [token for token in doc if not token.is_space]
+    place = {token.i: k for k, token in enumerate(words)}
+    mentions = []  # (first word, past the last, entity)
+    for span in doc.ents:
+        inside = _places(span, place)
+        if inside and span.label_ != NO_ENTITY:
+            mentions.append((inside[0], inside[-1] + 1, span))
+    cuts = {0, *(k for sentence in doc.sents for k in _places(sentence, place)[:1])}
+    for first, end, _ in mentions:
+        cuts -= set(range(first + 1, end))
+    count = math.ceil(len(words) / LONGEST) or 1
+    parts = [[] for _ in range(count)]  # of each part its sentences [first word, end)
+    for first, end in pairwise([*sorted(cuts), len(words)]):
+        if first < end:
+            parts[int(first * count / len(words))].append((first, end))
+    entity_of = _entity_names(doc, [span for _, _, span in mentions])
+    return [
+        _document(doc.text, words, sentences, mentions, entity_of)
+        | {"title": title if count == 1 else f"{title}, part {i} of {count}"}
+        for i, sentences in enumerate(parts, 1)
+    ]
+
+
+def _places(span, place):
+    return [place[token.i] for token in span if token.i in place]
+
+
+def _document(text, words, sentences, mentions, entity_of):
+    entities = {}
+    for (first, end, span), entity in zip(mentions, entity_of, strict=True):
+        for number, (a, b) in enumerate(sentences):
+            if a <= first < b:
+                start, last = words[first].idx, words[end - 1]
+                mention = {
+                    "name": text[start : last.idx + len(last)],
+                    "type": TYPES.get(span.label_, span.label_),
+                    "sent_id": number,
+                    "pos": [first - a, end - a],
+                    "start": start,
+                    "end": last.idx + len(last),
+                }
+                entities.setdefault(entity, []).append(mention)
+    return {
+        "sents": [[token.text for token in words[a:b]] for a, b in sentences],
+        "vertexSet": list(entities.values()),
+        "text": text,
+        "offsets": [[(x.idx, x.idx + len(x)) for x in words[a:b]] for a, b in sentences],
+    }
+
+
+def _entity_names(doc, spans):
+    """Of each mention the name of its entity: its own, or that of its cluster's first mention."""
+    names, persons = [], set()
+    for span in spans:
+        name = _name(span.text)
+        if TYPES.get(span.label_, span.label_) == "PER":
+            whole = {person for person in persons if person.endswith(f" {name}")}
+            if len(whole) == 1:
+                name = whole.pop()
+            persons.add(name)
+        names.append(name)
+    known = {(x.start_char, _name(x.text)): name for x, name in zip(spans, names, strict=True)}
+    entity = {name: name for name in names}
+    for cluster in _clusters(doc):
+        keys = ((start, _name(doc.text[start:end])) for start, end in cluster)
+        same = {entity[known[key]] for key in keys if key in known}
+        first = next((x for x in entity.values() if x in same), None)
+        entity = {name: first if x in same else x for name, x in entity.items()}
+    return [entity[name] for name in names]
+
+
+def _name(text):
+    text = " ".join(text.casefold().split())
+    return re.sub(r"^the (?=.)|(?<=.)['’]s$", "", text)
+
+
+def _clusters(doc):
+    """Of each cluster of a coreference component its mentions (start, end) in characters: spaCy's
+    own components fill doc.spans, fastcoref doc._.coref_clusters."""
+    found = [group for name, group in doc.spans.items() if name.startswith("coref_clusters")]
+    if doc.has_extension("coref_clusters"):
+        found += doc._.coref_clusters or []
+    for cluster in found:
+        yield [(x.start_char, x.end_char) if hasattr(x, "start_char") else x for x in cluster]
