@@ -168,6 +168,8 @@ def main(argv=None):
         page.write_page(args.html, shown, total)
     seconds = time.perf_counter() - started
     report = f"documents: {expected}, relations: {num_relations}, seconds: {seconds:.0f}"
+    if args.html:
+        report += f", page: {args.html}"
     if args.html and total > page.LIMIT:
         report += f"; the page shows the first {page.LIMIT} of {total} documents"
     if extractor.num_cut:

@@ -14,8 +14,11 @@ from engine.options import load_config
 from inputs.files import InputError, reason_of, write_atomically
 from model import DocREModel
 
+WEIGHTS = "model.safetensors"
+PACKED = "model.int8.safetensors"  # see pack; of another name, for transformers cannot read it
+SCALE = "_scale"
 # Of what the hub has of a run, the model and its tokenizer.
-FILES = ["config.json", "model.safetensors", "*token*", "vocab*", "merges.txt", "*.model"]
+FILES = ["config.json", WEIGHTS, PACKED, "*token*", "vocab*", "merges.txt", "*.model"]
 
 
 def fetch(name, **options):
@@ -44,17 +47,42 @@ def save_weights(model, folder):
     """Writes model.safetensors, under the released code's parameter names."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(
-        folder / "model.safetensors",
+        folder / WEIGHTS,
         lambda path: save_file(state, path, {"format": "pt"}),  # transformers asks for it
         SafetensorError,
     )
+
+
+def pack(state):
+    """Weights in 8 bits: of every matrix int8 [rows, columns] and, as "<name>_scale", float32
+    [rows, 1], which it is to be multiplied by; everything else as it is."""
+    packed = {}
+    for name, tensor in state.items():
+        if tensor.dim() == 2 and tensor.is_floating_point():
+            scale = tensor.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+            packed[name + SCALE] = scale
+            tensor = (tensor / scale).round().to(torch.int8)
+        packed[name] = tensor
+    return packed
+
+
+def unpack(state):
+    """What `pack` was given, rounded; a state without scales as it is."""
+    scales = {name: state[name + SCALE] for name in state if name + SCALE in state}
+    return {
+        name: tensor * scales[name] if name in scales else tensor
+        for name, tensor in state.items()
+        if name.removesuffix(SCALE) not in scales or name in scales
+    }
 
 
 def load_model(folder):
     """The model of a run folder. Raises InputError, where transformers' from_pretrained raises all
     kinds of errors, or only warns."""
     folder = Path(folder)
-    config, weights = load_config(folder), folder / "model.safetensors"
+    config, weights = load_config(folder), folder / WEIGHTS
+    if not weights.exists() and (folder / PACKED).exists():
+        weights = folder / PACKED
     state = load_state(weights)
     try:
         for name, value in config.encoder.to_dict().items():
@@ -93,7 +121,7 @@ def load_state(path):
     any code it may hold). Raises InputError."""
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state = unpack(load_file(path))
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -63,7 +63,7 @@ def runs_table(table):
 
 def significance_table(found):
     reference = found["reference"]
-    names = {"f1": "F1", "ign_f1": "Ign F1"}
+    names = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1"}
     names = {key: name for key, name in names.items() if any(key in row for row in found["rows"])}
     head = ["backbone", "loss", "seeds"]
     for name in names.values():

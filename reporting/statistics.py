@@ -60,10 +60,13 @@ def best_fusion_threshold(fused, gold):
     return float(shifts[f1.argmax()])
 
 
-def document_counts(predictions, truth, train=()):
-    """Numbers of facts in every document, [documents, 4] int: correct, predicted, to be found, and
-    correct ones that train knows (see `evaluate`, whose scores their sums give). Predictions of
-    titles that are not in `truth` have no place here: KeyError.
+SCORES = "f1", "ign_f1", "macro_f1"
+
+
+def document_counts(predictions, truth, rel2id, train=()):
+    """Numbers of facts of every relation in every document, [documents, relations, 4] int: correct,
+    predicted, to be found, and correct ones that train knows (see `evaluate`, whose scores their
+    sums give). Predictions of titles that are not in `truth` have no place here: KeyError.
     """
     train = train if isinstance(train, (set, frozenset)) else named_facts(train)
     documents = {document["title"]: document for document in truth}
@@ -71,49 +74,56 @@ def document_counts(predictions, truth, train=()):
     submitted = {(x["title"], x["h_idx"], x["t_idx"], x["r"]) for x in predictions}
     gold = gold_facts(truth)
     correct = submitted & gold.keys()
-    counts = np.zeros((len(row), 4), dtype=np.int64)
+    counts = np.zeros((len(row), len(rel2id), 4), dtype=np.int64)
     for column, keys in enumerate((correct, submitted, gold, known_of(correct, documents, train))):
-        np.add.at(counts[:, column], [row[title] for title, *_ in keys], 1)
+        places = [(row[title], rel2id[r]) for title, _, _, r in keys]
+        np.add.at(counts[..., column], tuple(np.reshape(places, (-1, 2)).astype(int).T), 1)
     return counts
 
 
 def scores_of_counts(counts):
-    """F1 and Ign F1, [..., 2], of numbers of facts as in `document_counts`, [..., 4]."""
-    counts = np.moveaxis(np.asarray(counts), -1, 0)
-    return np.stack([f1_score(*counts[:3]), ign_f1_score(*counts)], axis=-1)
+    """The SCORES, [..., 3], of numbers of facts [..., relations, 4], see `document_counts`. Macro
+    F1 is the mean over the relations that have facts to be found."""
+    counts = np.asarray(counts)
+    micro, each = (np.moveaxis(x, -1, 0) for x in (counts.sum(-2), counts))
+    known = each[2] > 0
+    macro = (f1_score(*each[:3]) * known).sum(-1) / np.maximum(known.sum(-1), 1)
+    return np.stack([f1_score(*micro[:3]), ign_f1_score(*micro), macro], axis=-1)
 
 
 def paired_bootstrap(first, second, resamples=10_000, seed=0):
     """How sure the difference of two losses is, whose runs were scored on the same documents.
 
-    first, second: `document_counts` of the runs, [seeds, documents, 4], run i of the one paired
-    with run i of the other. Each resample draws documents and, apart from them, seeds with
+    first, second: `document_counts` of the runs, [seeds, documents, relations, 4], run i of the one
+    paired with run i of the other. Each resample draws documents and, apart from them, seeds with
     replacement, the same for both losses (Owen 2007, The pigeonhole bootstrap), and averages the
     scores of the drawn seeds. With one seed the interval is over documents alone.
     Of few seeds it is too narrow: of s seeds it has (s - 1) / s of the variance between them.
 
-    Returns for "f1" and "ign_f1" the difference first - second, the 95 % interval (low, high) of
+    Returns for each of SCORES the difference first - second, the 95 % interval (low, high) of
     the resampled ones, and a two-sided p: twice the share of them that lies on the other side of 0,
     at least 2 / (resamples + 1), at most 1.
     """
     both = np.stack([first, second]).astype(np.float64)
-    _, seeds, documents, _ = both.shape
+    _, seeds, documents, *sizes = both.shape
+    both = both.reshape(2, seeds, documents, -1)
     generator = np.random.default_rng(seed)
 
     def draw(number, size):  # how often each of them is drawn, [size, number]
         return generator.multinomial(number, np.full(number, 1 / number), size)
 
-    def difference(of_documents, of_seeds):  # [B, documents], [B, seeds] -> [B, 2]
-        scores = scores_of_counts(of_documents @ both)  # [2, seeds, B, 2]
+    def difference(of_documents, of_seeds):  # [B, documents], [B, seeds] -> [B, 3]
+        counts = (of_documents @ both).reshape(2, seeds, len(of_documents), *sizes)
+        scores = scores_of_counts(counts)  # [2, seeds, B, 3]
         return np.einsum("bs,sbk->bk", of_seeds / seeds, scores[0] - scores[1])
 
     observed = difference(np.ones((1, documents)), np.ones((1, seeds)))[0]
-    sizes = np.diff([*range(0, resamples, 1000), resamples])  # few at a time, to spare memory
-    drawn = np.concatenate([difference(draw(documents, n), draw(seeds, n)) for n in sizes])
+    parts = np.diff([*range(0, resamples, 500), resamples])  # few at a time, to spare memory
+    drawn = np.concatenate([difference(draw(documents, n), draw(seeds, n)) for n in parts])
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
     other_side = 1 + np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
     p = np.minimum(2 * other_side / (resamples + 1), 1)
     return {
         name: {"difference": observed[i], "low": low[i], "high": high[i], "p": p[i]}
-        for i, name in enumerate(("f1", "ign_f1"))
+        for i, name in enumerate(SCORES)
     }

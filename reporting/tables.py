@@ -142,10 +142,10 @@ def run_counts(run, truth, facts, rel2id):
         path = path.with_name("predictions.json.gz")
     predictions = read_predictions(path, truth, rel2id)
     try:
-        counts = document_counts(predictions, truth, facts or ())
+        counts = document_counts(predictions, truth, rel2id, facts or ())
     except KeyError as error:
         raise InputError(f"{path}: the test file has no document {error}") from None
-    f1, ign_f1 = scores_of_counts(counts.sum(0))
+    f1, ign_f1, _ = scores_of_counts(counts.sum(0))
     same = abs(f1 - run["test"]["f1"]) < 1e-6
     if not same or (facts is not None and abs(ign_f1 - run["test"]["ign_f1"]) > 1e-6):
         raise InputError(f"{path}: its scores are not those of results.json")
@@ -155,7 +155,8 @@ def run_counts(run, truth, facts, rel2id):
 def significance(group, reference, splits, rel2id, resamples=10_000):
     """Every loss against the reference loss (of the same backbone), by paired bootstrap over the
     test documents and the seeds that both have. splits: "test" and, for Ign F1, "train" ->
-    documents. Returns a table whose rows have f1 and ign_f1, see `paired_bootstrap`, in percent."""
+    documents. Returns a table whose rows have f1, ign_f1 and macro_f1, see `paired_bootstrap`, in
+    percent."""
     facts = named_facts(splits["train"]) if "train" in splits else None
     rows, notes, counts = [], [], {}
     for row, runs in group["rows"].items():
@@ -179,7 +180,7 @@ def significance(group, reference, splits, rel2id, resamples=10_000):
         found = {
             name: {k: float(x if k == "p" else 100 * x) for k, x in values.items()}
             for name, values in paired_bootstrap(*pair, resamples).items()
-            if name == "f1" or facts is not None
+            if name != "ign_f1" or facts is not None
         }
         rows.append({"backbone": backbone, "loss": loss, "seeds": seeds} | found)
     return {"reference": reference, "resamples": resamples, "rows": rows, "notes": notes}

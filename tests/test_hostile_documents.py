@@ -273,7 +273,7 @@ def scored(path):
     scores = evaluate(predictions, BASE, BASE)
     assert all(0 <= score <= 1 for score in scores.values())
     if all(x["title"] in {d["title"] for d in BASE} for x in predictions):
-        counts = document_counts(predictions, BASE, BASE).sum(0)
+        counts = document_counts(predictions, BASE, REL2ID, BASE).sum((0, 1))
         assert counts[1] == len(
             {tuple(x[k] for k in "title h_idx t_idx r".split()) for x in predictions}
         )

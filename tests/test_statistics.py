@@ -20,8 +20,9 @@ from reporting.statistics import best_shift, paired_bootstrap, shift_curve
 
 
 def counts_of(correct):
-    """Documents with one prediction and one fact each: F1 is the mean of `correct`."""
-    correct = np.asarray(correct)
+    """Documents with one prediction and one fact each, of one relation: F1 is the mean of
+    `correct`."""
+    correct = np.asarray(correct)[..., None]
     ones = np.ones_like(correct)
     return np.stack([correct, ones, ones, 0 * ones], axis=-1)
 
@@ -45,25 +46,28 @@ def test_bootstrap_of_two_documents_and_of_equal_runs():
     assert (found["low"], found["difference"], found["high"]) == (0, 0.5, 1)
     assert found["p"] == pytest.approx(2 * 0.25, abs=0.02)
     same = paired_bootstrap(counts_of([[1, 0, 1]]), counts_of([[1, 0, 1]]))
-    assert same["f1"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
+    assert same["f1"] == same["macro_f1"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
     assert paired_bootstrap(counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3) == paired_bootstrap(
         counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3
     )
 
 
 def test_bootstrap_over_documents_and_seeds():
-    """Three seeds and three documents: all draws of both, 27 x 27, are as likely as one another."""
+    """Three seeds and three documents: all draws of both, 27 x 27, are as likely as one another.
+    Three relations, of which one is in one document alone."""
     rng = np.random.default_rng(7)
-    runs = np.zeros((2, 3, 3, 4), dtype=int)  # losses, seeds, documents
-    runs[..., 2] = gold = np.array([12, 9, 15])
-    runs[..., 1] = rng.integers(6, 20, (2, 3, 3))
-    runs[..., 0] = rng.integers(0, np.minimum(runs[..., 1], gold))
+    runs = np.zeros((2, 3, 3, 3, 4), dtype=int)  # losses, seeds, documents, relations
+    runs[..., 2] = gold = np.array([[5, 7, 0], [3, 6, 0], [9, 4, 2]])
+    runs[..., 1] = rng.integers(2, 8, (2, 3, 3, 3))
+    runs[..., 0] = rng.integers(0, np.minimum(runs[..., 1], gold) + 1)
     runs[..., 3] = rng.integers(0, runs[..., 0] + 1)
 
     def slow_scores(documents):
-        correct, predicted, gold, known = sum(documents).tolist()
+        total = sum(documents)
+        correct, predicted, gold, known = total.sum(0).tolist()
         precision = correct / predicted, (correct - known) / (predicted - known + 1e-5)
-        return np.array([f1_of(x, correct / gold) for x in precision])
+        each = [f1_of(x[0] / x[1], x[0] / x[2]) for x in total.tolist() if x[2]]
+        return np.array([*(f1_of(x, correct / gold) for x in precision), sum(each) / len(each)])
 
     found = paired_bootstrap(*runs, resamples=20_000)
     draws = list(product(range(3), repeat=3))
@@ -72,7 +76,7 @@ def test_bootstrap_over_documents_and_seeds():
         scores = [[slow_scores([run[i] for i in chosen]) for run in loss] for loss in runs]
         of_seeds[chosen] = np.subtract(*scores)
     drawn = np.array([x[list(seeds)].mean(0) for x in of_seeds.values() for seeds in draws])
-    for i, name in enumerate(("f1", "ign_f1")):
+    for i, name in enumerate(("f1", "ign_f1", "macro_f1")):
         assert found[name]["difference"] == pytest.approx(of_seeds[0, 1, 2].mean(0)[i])
         expected = np.percentile(drawn[:, i], (2.5, 97.5))
         assert [found[name]["low"], found[name]["high"]] == pytest.approx(expected, abs=0.01)
