@@ -615,7 +615,7 @@ def test_print(browser, written):
         hidden = boxes(browser, "header, #filters, #views, button:not(.fact), select")
         assert all(box == [0, 0, 0, 0] for box in hidden)
         assert len(boxes(browser, ".fact")) == 6
-        boxed = "[...document.querySelectorAll('article, aside, #facts, .fact span:not(.score)')]"
+        boxed = "[...document.querySelectorAll('article, aside, #facts, .fact span')]"
         scrolls = ".filter(x => getComputedStyle(x).overflow !== 'visible').length"
         assert browser.value(boxed + scrolls) == 0
         browser("Emulation.setEmulatedMedia", media="")
