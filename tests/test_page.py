@@ -72,6 +72,8 @@ class Browser:
     def resize(self, width, height):
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self("Emulation.setDeviceMetricsOverride", **size)
+        frames = "new Promise(x => requestAnimationFrame(() => requestAnimationFrame(x)))"
+        self("Runtime.evaluate", expression=frames, awaitPromise=True)  # the page has seen it
 
     def open(self, path, fragment=""):
         self("Page.navigate", url="about:blank")  # or a fragment alone would not load it anew
@@ -546,6 +548,12 @@ def test_relations_of_one_pair_stay_apart(browser, tmp_path):
         browser.click(f'[data-edge="{i}"]')
         assert f"relation={i}" in browser.value("location.hash")
     assert_apart(browser)
+
+
+def test_lines_stay_inside(browser, tmp_path):
+    document, record = connected(12, 24)
+    record["relations"] += [fact(e, e, "P1", 1.0) for e in range(12)]
+    browser.open(written_page(tmp_path, document, record))
     (frame,) = boxes(browser, "#drawing")
     for line in boxes(browser, ".edge .line"):
         assert frame[0] <= line[0] and frame[1] <= line[1]
