@@ -210,17 +210,23 @@ def prediction_patterns(logits, labels, threshold=None, shift=0.0):
     return np.select(cases, range(4), default=4)
 
 
+SHARES = "F/(T+F)", "FN/F", "FN_CRK/FN"
+
+
 def count_patterns(logits, labels, threshold=None, shift=0.0):
-    """Counts of the PATTERNS, and the ratios of the paper's Table 4: F/(T+F), FN/F, FN_CRK/FN."""
+    """Counts of the PATTERNS, and their SHARES."""
     patterns = prediction_patterns(logits, labels, threshold, shift)
-    counts = dict(zip(PATTERNS, np.bincount(patterns, minlength=5).tolist(), strict=True))
-    missed = counts["FN_CRK"] + counts["FN_IRK"]
-    false = counts["FP"] + missed
-    return counts | {
-        "F/(T+F)": _ratio(false, len(patterns)),
-        "FN/F": _ratio(missed, false),
-        "FN_CRK/FN": _ratio(counts["FN_CRK"], missed),
-    }
+    counts = np.bincount(patterns, minlength=5)
+    shares = zip(SHARES, pattern_shares(counts).tolist(), strict=True)
+    return dict(zip(PATTERNS, counts.tolist(), strict=True)) | dict(shares)
+
+
+def pattern_shares(counts):
+    """The paper's Table 4 of numbers of pairs by PATTERNS, [..., 5] -> [..., 3]; 0 of nothing."""
+    pairs, missed = np.sum(counts, -1), counts[..., 3] + counts[..., 4]
+    false = counts[..., 2] + missed
+    wholes = np.stack([pairs, false, missed], -1)
+    return np.stack([false, missed, counts[..., 3]], -1) / np.maximum(wholes, 1)
 
 
 def read_logits(path):

@@ -192,6 +192,14 @@ class Run:
         place = {"above_threshold": float(above.mean()) if len(above) else 0.0}
         return scores | patterns | place, submission
 
+    def patterns(self, split, logits, labels):
+        """How many pairs of each document of a split have each of evaluation.PATTERNS."""
+        threshold = threshold_of(logits, self.args.loss_type).numpy()
+        found = evaluation.prediction_patterns(logits.numpy(), labels.numpy(), threshold)
+        ends = np.cumsum([len(pairs_of(feature)) for feature in self.data.features[split]])
+        parts = np.split(found, ends[:-1])
+        return [np.bincount(part, minlength=len(evaluation.PATTERNS)).tolist() for part in parts]
+
     def score_predictions(self, split, predicted, shares, evidence_threshold):
         """The official scores of multi-hot predictions of all pairs, and their submission."""
         data, options = self.data, (self.rel2id, shares, evidence_threshold)
@@ -330,7 +338,7 @@ def make_folder(args):
 def start_folder(run, args):
     """Clears the run folder of an earlier run and writes what is known before training."""
     resume.remove_states(run.folder)
-    names = "results.json metrics.jsonl predictions.json model.safetensors README.md "
+    names = "results.json metrics.jsonl predictions.json patterns.json model.safetensors README.md "
     names += "dev_logits.npz test_logits.npz dev_fused.json test_fused.json"
     for name in names.split():
         (run.folder / name).unlink(missing_ok=True)
@@ -390,6 +398,9 @@ def report(run, best, outputs):
             print(evaluation.format_scores(scores))
             if folder:
                 write_json(folder / f"{split}_fused.json", submission, indent=0)
+    if folder:
+        patterns = {split: run.patterns(split, *given[:2]) for split, given in outputs.items()}
+        write_json(folder / "patterns.json", patterns, indent=0)
     if folder and args.save_logits:
         for split, (logits, labels, _) in outputs.items():
             threshold = threshold_of(logits, args.loss_type)

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 
-from evaluation import PATTERNS
+from evaluation import PATTERNS, SHARES
 from inputs.files import printable
 
 
@@ -62,29 +62,37 @@ def runs_table(table):
 
 
 def significance_table(found):
-    reference = found["reference"]
+    reference = plain(found["reference"])
+    text = (
+        f"Paired bootstrap, {found['resamples']:,} resamples: the interval is over documents and "
+        "seeds together. Each resample draws documents, and seeds of those that both losses have, "
+        "with replacement and the same for both. Where both have one seed, the interval is over "
+        "documents alone; where they have few, it is too narrow. p is two-sided, at least "
+        f"{2 / (found['resamples'] + 1):.4f}."
+    )
     names = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1"}
-    names = {key: name for key, name in names.items() if any(key in row for row in found["rows"])}
+    parts = [f"### Significance: difference from {reference} (test)", text]
+    parts += differences(found["rows"], names, reference)
+    if found["patterns"]:
+        parts.append(f"### Significance: difference from {reference} (dev), Table 4")
+        parts += differences(found["patterns"], dict(zip(SHARES, SHARES, strict=True)), reference)
+    return parts + [bullets(found["notes"])] * bool(found["notes"])
+
+
+def differences(rows, names, reference):
+    """The table of such rows, if any; names: of what was compared -> as shown."""
+    names = {key: name for key, name in names.items() if any(key in row for row in rows)}
     head = ["backbone", "loss", "seeds"]
     for name in names.values():
         head += [f"{name} - {reference}'s", "95 % interval", "p"]
     lines = []
-    for row in found["rows"]:
+    for row in rows:
         line = [row["backbone"], row["loss"], ", ".join(map(str, row["seeds"]))]
         for x in (row[key] for key in names):
             line += [f"{x['difference']:+.2f}", f"{x['low']:+.2f} to {x['high']:+.2f}"]
             line.append(f"{x['p']:.4f}")
         lines.append(line)
-    text = (
-        f"Paired bootstrap, {found['resamples']:,} resamples: the interval is over test documents "
-        "and seeds together. Each resample draws documents, and seeds of those that both losses "
-        "have, with replacement and the same for both. Where both have one seed, the interval is "
-        "over documents alone; where they have few, it is too narrow. p is two-sided, at least "
-        f"{2 / (found['resamples'] + 1):.4f}."
-    )
-    title = f"### Significance: difference from {plain(reference)} (test)"
-    notes = [bullets(found["notes"])] * bool(found["notes"])
-    return [title, text, *[markdown_table(head, lines)] * bool(lines), *notes]
+    return [markdown_table(head, lines)] * bool(lines)
 
 
 def data_markdown(table5, table6):

@@ -17,7 +17,7 @@ import torch
 
 from backbones import BACKBONES
 from engine.options import SAVED_WITH_MODEL, SETTINGS, Options
-from evaluation import PATTERNS, f1_score, prediction_patterns, read_logits
+from evaluation import PATTERNS, SHARES, f1_score, prediction_patterns, read_logits
 from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
 from losses import LOSSES, margins
 from model import DocREConfig
@@ -37,8 +37,7 @@ LETTERS = {
     "ncrl_shift": "s",
     "positive_weight": "w",
 }
-RATIOS = ("F/(T+F)", "FN/F", "FN_CRK/FN")
-SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *RATIOS)
+SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *SHARES)
 
 # --- The files that train.py writes, as far as the report reads them ---------------------------
 
@@ -108,6 +107,13 @@ class Record(TypedDict):  # a line of metrics.jsonl
     step: Count
     loss: Annotated[float, msgspec.Meta(ge=0, le=1e30)]
     dev: TypedDict("Curve", dict.fromkeys(("precision", "recall", "f1"), Share))
+
+
+class Patterns(msgspec.Struct):  # patterns.json
+    # of each document the numbers of its pairs
+    dev: list[
+        Annotated[list[Count], msgspec.Meta(min_length=len(PATTERNS), max_length=len(PATTERNS))]
+    ]
 
 
 FAULTS = (OSError, ValueError, RecursionError, msgspec.MsgspecError)  # of reading such a file

@@ -91,16 +91,19 @@ def scores_of_counts(counts):
     return np.stack([f1_score(*micro[:3]), ign_f1_score(*micro), macro], axis=-1)
 
 
-def paired_bootstrap(first, second, resamples=10_000, seed=0):
+def paired_bootstrap(
+    first, second, resamples=10_000, seed=0, scores_of=scores_of_counts, names=SCORES
+):
     """How sure the difference of two losses is, whose runs were scored on the same documents.
 
     first, second: `document_counts` of the runs, [seeds, documents, relations, 4], run i of the one
-    paired with run i of the other. Each resample draws documents and, apart from them, seeds with
-    replacement, the same for both losses (Owen 2007, The pigeonhole bootstrap), and averages the
-    scores of the drawn seeds. With one seed the interval is over documents alone.
+    paired with run i of the other; or other counts [seeds, documents, ...] of which `scores_of`
+    makes the scores with these names. Each resample draws documents and, apart from them, seeds
+    with replacement, the same for both losses (Owen 2007, The pigeonhole bootstrap), and averages
+    the scores of the drawn seeds. With one seed the interval is over documents alone.
     Of few seeds it is too narrow: of s seeds it has (s - 1) / s of the variance between them.
 
-    Returns for each of SCORES the difference first - second, the 95 % interval (low, high) of
+    Returns for each name the difference first - second, the 95 % interval (low, high) of
     the resampled ones, and a two-sided p: twice the share of them that lies on the other side of 0,
     at least 2 / (resamples + 1), at most 1.
     """
@@ -112,9 +115,9 @@ def paired_bootstrap(first, second, resamples=10_000, seed=0):
     def draw(number, size):  # how often each of them is drawn, [size, number]
         return generator.multinomial(number, np.full(number, 1 / number), size)
 
-    def difference(of_documents, of_seeds):  # [B, documents], [B, seeds] -> [B, 3]
+    def difference(of_documents, of_seeds):  # [B, documents], [B, seeds] -> [B, names]
         counts = (of_documents @ both).reshape(2, seeds, len(of_documents), *sizes)
-        scores = scores_of_counts(counts)  # [2, seeds, B, 3]
+        scores = scores_of(counts)  # [2, seeds, B, names]
         return np.einsum("bs,sbk->bk", of_seeds / seeds, scores[0] - scores[1])
 
     observed = difference(np.ones((1, documents)), np.ones((1, seeds)))[0]
@@ -125,5 +128,5 @@ def paired_bootstrap(first, second, resamples=10_000, seed=0):
     p = np.minimum(2 * other_side / (resamples + 1), 1)
     return {
         name: {"difference": observed[i], "low": low[i], "high": high[i], "p": p[i]}
-        for i, name in enumerate(SCORES)
+        for i, name in enumerate(names)
     }

@@ -5,13 +5,14 @@ column -> {mean, std (sample; None of one run), n} and, where the paper has the 
 Scores are in percent, patterns are numbers of pairs, shifts are in units of the score.
 """
 
+import msgspec
 import numpy as np
 import pandas as pd
 
-from evaluation import PATTERNS, named_facts
+from evaluation import PATTERNS, SHARES, named_facts, pattern_shares
 from inputs.documents import read_predictions
 from inputs.files import InputError
-from reporting.runs import RATIOS, SCORES
+from reporting.runs import FAULTS, SCORES, Patterns
 from reporting.statistics import document_counts, paired_bootstrap, scores_of_counts
 
 NOT_IN_PAPER = ("PMTEM", "NCRL", "ATGL")
@@ -20,7 +21,7 @@ NOT_IN_PAPER = ("PMTEM", "NCRL", "ATGL")
 MICRO = {"F1": "test.f1", "Ign F1": "test.ign_f1"}
 MACRO = {"macro F1": "test.macro_f1", "macro Ign F1": "test.macro_ign_f1"}
 FALSE = {name: f"dev.{name}" for name in ("FP", "FN_CRK", "FN_IRK")}
-SHARES = {name: f"dev.{name}" for name in RATIOS}
+TABLE_4 = {name: f"dev.{name}" for name in SHARES}
 TUNED = {
     "test F1": "test.f1",
     "test F1, shifted": "tuned.test.f1",
@@ -89,7 +90,7 @@ def paper_numbers(paper):
         backbones[backbone, x["own_loss"]] = {"F1": x["F1"], "Ign F1": x["Ign_F1"]}
         shown = {"F1": x["F1_HingeABL"], "Ign F1": x["Ign_F1_HingeABL"]}
         backbones[backbone, "HingeABL"] = shown
-    ratios, macro = {name: name for name in RATIOS}, {"macro F1": "F1", "macro Ign F1": "Ign_F1"}
+    ratios, macro = {name: name for name in SHARES}, {"macro F1": "F1", "macro Ign F1": "Ign_F1"}
     return {
         1: {("atlop", "ATL"): paper["table1_atl_patterns"]},
         2: backbones,
@@ -114,7 +115,7 @@ def group_tables(runs, paper):
             "Table 2", "backbones (test; the paper: RoBERTa-large)", MICRO, one_loss, numbers[2]
         ),
         make_table("Table 3", "losses (test; the paper: BERT-base)", MICRO, micro, numbers[3]),
-        make_table("Table 4", "shares of the prediction patterns (dev)", SHARES, runs, numbers[4]),
+        make_table("Table 4", "shares of the prediction patterns (dev)", TABLE_4, runs, numbers[4]),
         make_table("Table 7", "macro scores (test; the paper: BERT-base)", MACRO, runs, numbers[7]),
     ]
     if len(tuned):
@@ -152,21 +153,53 @@ def run_counts(run, truth, facts, rel2id):
     return counts
 
 
+def run_patterns(run):
+    """The patterns of a run's dev documents, [documents, 5]; None where the run has not kept them.
+    Raises InputError where they are not those of its results.json."""
+    path = run["folder"] / "patterns.json"
+    if not path.exists():
+        return None
+    try:
+        counts = np.array(msgspec.json.decode(path.read_bytes(), type=Patterns).dev, dtype=np.int64)
+        same = counts.sum(0).tolist() == [run["dev"][name] for name in PATTERNS]
+    except FAULTS as error:
+        raise InputError(f"{path}: not the patterns of a run: {error}") from None
+    if not same:
+        raise InputError(f"{path}: its sums are not those of results.json")
+    return counts
+
+
 def significance(group, reference, splits, rel2id, resamples=10_000):
     """Every loss against the reference loss (of the same backbone), by paired bootstrap over the
-    test documents and the seeds that both have. splits: "test" and, for Ign F1, "train" ->
-    documents. Returns a table whose rows have f1, ign_f1 and macro_f1, see `paired_bootstrap`, in
-    percent."""
+    documents and the seeds that both have: F1, Ign F1 and macro F1 on test, the shares of the
+    patterns on dev. splits: "test" and, for Ign F1, "train" -> documents. Returns a table whose
+    rows have what was compared, see `paired_bootstrap`, in percent."""
     facts = named_facts(splits["train"]) if "train" in splits else None
-    rows, notes, counts = [], [], {}
+    notes, counts, patterns = [], {}, {}
     for row, runs in group["rows"].items():
         for run in runs:
             try:
                 if run["test"]:
                     found = run_counts(run, splits["test"], facts, rel2id)
                     counts.setdefault(row, {})[run["seed"]] = found
+                found = run_patterns(run)
+                if found is not None:
+                    patterns.setdefault(row, {})[run["seed"]] = found
             except InputError as error:
                 notes.append(str(error))
+    rows = compared(counts, reference, resamples, notes)
+    shares = {"scores_of": pattern_shares, "names": SHARES}
+    rows_of_dev = compared(patterns, reference, resamples, [], **shares)
+    if facts is None:
+        for row in rows:
+            del row["ign_f1"]
+    found = {"reference": reference, "resamples": resamples, "rows": rows, "notes": notes}
+    return found | {"patterns": rows_of_dev}
+
+
+def compared(counts, reference, resamples, notes, **options):
+    """counts: (backbone, loss) -> seed -> what paired_bootstrap takes of a run."""
+    rows = []
     for (backbone, loss), own in counts.items():
         base = counts.get((backbone, reference))
         if loss == reference:
@@ -179,11 +212,10 @@ def significance(group, reference, splits, rel2id, resamples=10_000):
         pair = [np.stack([x[seed] for seed in seeds]) for x in (own, base)]
         found = {
             name: {k: float(x if k == "p" else 100 * x) for k, x in values.items()}
-            for name, values in paired_bootstrap(*pair, resamples).items()
-            if name != "ign_f1" or facts is not None
+            for name, values in paired_bootstrap(*pair, resamples, **options).items()
         }
         rows.append({"backbone": backbone, "loss": loss, "seeds": seeds} | found)
-    return {"reference": reference, "resamples": resamples, "rows": rows, "notes": notes}
+    return rows
 
 
 # --- Tables 5 and 6 ---------------------------------------------------------------------------

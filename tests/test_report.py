@@ -17,7 +17,7 @@ from test_evaluation import f1_of, slow_pattern
 import report
 from engine.options import Options
 from engine.prediction import to_official
-from evaluation import count_patterns, evaluate
+from evaluation import PATTERNS, SHARES, count_patterns, evaluate
 from inputs.documents import read_documents
 from inputs.files import InputError, run_main
 from losses import decode, threshold_of
@@ -47,6 +47,17 @@ def labels_of(documents):
     return np.stack(rows)
 
 
+def patterns_of_documents(scores, labels, threshold, documents):
+    """patterns.json of a split, pair by pair."""
+    found, rows = [], zip(scores.tolist(), labels, threshold, strict=True)
+    for document in documents:
+        size = len(document["vertexSet"])
+        pairs = [next(rows) for _ in range(size * (size - 1))]
+        names = [slow_pattern([t[0], *s[1:]], y) for s, y, t in pairs]
+        found.append([names.count(name) for name in PATTERNS])
+    return found
+
+
 def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, **args):
     """A run folder as train.py leaves it, of random scores that lean to what is right."""
     folder.mkdir(parents=True)
@@ -55,7 +66,7 @@ def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, *
     args |= {"output_dir": str(folder), "rel2id": "meta/rel2id.json"}
     splits = {x: read(data / f"{x}_revised.json") for x in ("train", "dev", "test")}
     rng = np.random.default_rng([seed, *folder.name.encode()])
-    results = {"args": args, "data": {}}
+    results, kept = {"args": args, "data": {}}, {}
     for split, documents in splits.items():
         file = data / f"{split}_revised.json"
         sha256 = subprocess.run(["sha256sum", file], capture_output=True, text=True).stdout[:64]
@@ -77,11 +88,13 @@ def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, *
                 results.setdefault("tuned", {"shift": shift})[split] = found
             elif not shift:
                 results[split] = found
+                kept[split] = patterns_of_documents(scores, labels, threshold, truth)
                 (folder / "predictions.json").write_text(json.dumps(submission))
         if logits:
             arrays = {"logits": scores.numpy(), "labels": labels, "threshold": threshold}
             save_arrays(folder / f"{split}_logits.npz", arrays)
     (folder / "results.json").write_text(json.dumps(results))
+    (folder / "patterns.json").write_text(json.dumps(kept))
     records = [{"epoch": i, "step": 7 * i, "loss": 1 / i, "dev": results["dev"]} for i in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
     return folder
@@ -247,9 +260,11 @@ def test_significance_in_the_report(made, data):
     row = row_of(compared, "HingeABL")
     assert row["seeds"] == [1, 5, 42] and row_of(compared, "HingeABL:joint")["seeds"] == [5]
     truth, facts = (read(data / f"{x}_revised.json") for x in ("test", "train"))
-    means = {}
+    means, folders_of = {}, {}
     for name in ("hinge-{}", "atl/seed{}"):
-        folders = [out.parent / "runs" / name.format(seed) for seed in (1, 5, 42)]
+        folders = folders_of[name] = [
+            out.parent / "runs" / name.format(seed) for seed in (1, 5, 42)
+        ]
         scores = [evaluate(read(x / "predictions.json"), truth, facts) for x in folders]
         means[name] = {k: np.mean([x[k] for x in scores]) for k in SCORES}
         counts = document_counts(read(folders[0] / "predictions.json"), truth, REL2ID, facts)
@@ -260,11 +275,20 @@ def test_significance_in_the_report(made, data):
         difference = 100 * (means["hinge-{}"][score] - means["atl/seed{}"][score])
         assert row[score]["difference"] == pytest.approx(difference)
         assert row[score]["low"] <= difference <= row[score]["high"]
-    assert "HingeABL:m3 (atlop): no seed with ATL to compare with" in compared["notes"]
-    assert "HingeABL (docunet): no runs of ATL to compare with" in compared["notes"]
-    assert "the interval is over test documents and seeds together" in markdown
     text = f"| atlop | HingeABL | 1, 5, 42 | {row['f1']['difference']:+.2f} | "
     assert f"{text}{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f} |" in markdown
+    (row,) = (x for x in compared["patterns"] if x["loss"] == "HingeABL")
+    for name in SHARES:
+        runs = [
+            [read(x / "results.json") for x in folders_of[y]] for y in ("hinge-{}", "atl/seed{}")
+        ]
+        first, second = (np.mean([x["dev"][name] for x in of_loss]) for of_loss in runs)
+        assert row[name]["difference"] == pytest.approx(100 * (first - second))
+        assert row[name]["low"] <= row[name]["difference"] <= row[name]["high"]
+    assert f"| {row['FN/F']['low']:+.2f} to {row['FN/F']['high']:+.2f} |" in markdown
+    assert "HingeABL:m3 (atlop): no seed with ATL to compare with" in compared["notes"]
+    assert "HingeABL (docunet): no runs of ATL to compare with" in compared["notes"]
+    assert "the interval is over documents and seeds together" in markdown
 
 
 # --- Groups and folders that are no runs ------------------------------------------------------

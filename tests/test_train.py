@@ -15,7 +15,7 @@ import train
 from backbones import BACKBONES
 from engine.checkpoint import load_model
 from engine.training import epoch_groups, make_optimizer, make_schedule
-from evaluation import count_patterns, evaluate
+from evaluation import PATTERNS, count_patterns, evaluate
 from inputs.documents import read_documents
 from inputs.files import InputError
 from losses import LOSSES
@@ -43,6 +43,11 @@ def test_run_folder(demo, finished):
     )
     patterns = count_patterns(**arrays)
     assert {k: results["test"][k] for k in patterns} == pytest.approx(patterns)
+    kept = read(finished / "patterns.json")
+    assert [len(kept[split]) for split in ("dev", "test")] == [4, 4]
+    assert np.sum(kept["test"], 0).tolist() == [patterns[name] for name in PATTERNS]
+    sizes = [len(d["vertexSet"]) * (len(d["vertexSet"]) - 1) for d in truth]
+    assert np.sum(kept["test"], 1).tolist() == sizes
     assert not list(finished.glob(".*")), "temporary files were left"
     assert results["data"]["test"]["documents"] == 4 and results["args"]["seed"] == 66
 
