@@ -154,8 +154,10 @@ def export(model, path):
 
 
 def graph_of(model):
+    """The model as torch's ONNXProgram. Raises InputError."""
     import onnxscript.optimizer
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = made_up_batch(model, 90, 5, size=20)
     shapes = {
         name: {i: torch.export.Dim.DYNAMIC for i in free}
@@ -211,7 +213,6 @@ def main(argv=None):
         raise InputError(f"{error.name} is missing: pip install -r requirements-onnx.txt") from None
     set_seed(0)
     model = load_model(fetch(args.model)).eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     parts = (f"{name} to {x:.1e}" for name, x in export(model, Path(args.output)).items())
     print(f"{args.output}: as the model's, {', '.join(parts)}")
 

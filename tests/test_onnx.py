@@ -18,7 +18,7 @@ from inputs.files import InputError
 from prepro import docred_features
 from utils import collate, special_tokens
 
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "bench")]
 import export_onnx
 
 
@@ -158,3 +158,18 @@ def test_onnx_refuses_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no graph can be made of atlop over bert: .") as raised:
         export_onnx.export(model, path)
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+def test_bench_finds_the_same_relations_in_every_way(folder, monkeypatch, capsys):
+    runtime()
+    serving = import_module("serving")
+    monkeypatch.setattr(serving, "SIZES", {"tiny": (2, 192)})
+    flags = ["--tokenizer", str(folder), "--documents", "2", "--repeats", "1"]
+    serving.main(flags)
+    said = capsys.readouterr().out
+    assert "onnxruntime" in said.split("|")[0] and "2 documents" in said.split("|")[0]
+    rows = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("| tiny")]
+    names, found = [row[1].strip() for row in rows], [int(row[4]) for row in rows]
+    assert names[0] == serving.FIRST and float(rows[0][3]) == 1
+    fp32 = {n for n, name in zip(found, names, strict=True) if "bf16" not in name}
+    assert len(names) == 5 and len(fp32) == 1 and min(fp32) > 10
