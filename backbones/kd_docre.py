@@ -23,9 +23,9 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
     def classify(self, tokens, entities, attention, num_entities, pairs):
         num_docs, most = entities.shape[:2]
         # The grid's diagonal, an entity with itself, takes part in the attention.
-        cell = torch.arange(num_docs * most, device=pairs.device)
-        diagonal = torch.stack([cell // most, cell % most, cell % most], dim=1)
-        cells = torch.cat([pairs, diagonal])
+        entity = torch.arange(most, device=pairs.device).expand(num_docs, most)
+        doc = torch.arange(num_docs, device=pairs.device)[:, None].expand_as(entity)
+        cells = torch.cat([pairs, torch.stack([doc, entity, entity], dim=2).flatten(0, 1)])
         # The released code normalises the sum over heads, not the mean: the same but for eps.
         contexts = localized_contexts(tokens, attention, 1e-10 / attention.shape[2], diagonal=True)
         place = unordered_pair(cells, most, diagonal=True)

@@ -108,12 +108,15 @@ def parse_args():
 def describe(args):
     if args.device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(args.device)}, {args.precision}"
-    names = [x for x in open("/proc/cpuinfo", encoding="utf-8") if x.startswith("model name")]
-    name = names[0].split(":")[1].strip() if names else platform.machine()
     precision = args.precision
     if args.baseline_precision != precision:
         precision = f"ours {precision}, the baseline {args.baseline_precision}"
-    return f"{name}, {torch.get_num_threads()} threads, {precision}"
+    return f"{processor()}, {torch.get_num_threads()} threads, {precision}"
+
+
+def processor():
+    names = [x for x in open("/proc/cpuinfo", encoding="utf-8") if x.startswith("model name")]
+    return names[0].split(":")[1].strip() if names else platform.machine()
 
 
 def waiter(device):

@@ -27,7 +27,7 @@ def is_known(config):
 
 def at_mentions(values, mention_pos):
     """[W, T, ...] -> [W, R, ...]"""
-    return values[torch.arange(len(values), device=values.device)[:, None], mention_pos]
+    return values[torch.arange(values.shape[0], device=values.device)[:, None], mention_pos]
 
 
 def products(query, key):

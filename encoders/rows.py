@@ -39,7 +39,7 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=
     GPU's way."""
     num_layers = min(num_layers, encoder.config.num_hidden_layers)
     if not computes_rows(encoder.config):
-        window = torch.arange(len(input_ids), device=input_ids.device)[:, None]
+        window = torch.arange(input_ids.shape[0], device=input_ids.device)[:, None]
         options = {"output_attentions": True, "output_hidden_states": num_layers > 1}
         output = encoder(input_ids, attention_mask, **options)
         rows = [x[window, :, mention_pos] for x in output.attentions[-num_layers:]]
