@@ -4,6 +4,7 @@ scorer of its own; these tests need the documents that the runs were tested on (
 import gzip
 import json
 import re
+import statistics
 
 import pytest
 from conftest import ROOT, read, shared
@@ -64,17 +65,64 @@ def test_results_are_those_of_the_predictions(documents, folder):
         assert value == pytest.approx(100 * test[names.get(name, name)], abs=1e-4), name
 
 
+def rows_of(page, first_column):
+    """The first table of a page whose head starts so: a list of {column: cell}."""
+    table = re.search(rf"(?m)^\| {first_column} \|.*\n(\|.*\n)+", page)[0].splitlines()
+    head, _, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in table)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def mean(values, digits=2):
+    """As the tables show it, with the sample standard deviation where there are several."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def folders_of(loss, seeds):
+    return [RUNS / f"{loss}-seed{seed}" for seed in seeds]
+
+
+LOSS_OF = {"ATL": "ATL", "HingeABL (separate)": "HingeABL"}
+
+
 def test_the_readmes_table(documents):
     page = (ROOT / "README.md").read_text()
-    table = re.search(r"(?m)^\| loss \|.*\n(\|.*\n)+", page)[0].splitlines()
-    head, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in table)
-    loss_of = {"ATL": "ATL", "HingeABL (separate)": "HingeABL"}
-    shown = {
-        loss_of[row[0]]: dict(zip(head, row, strict=True)) for row in rows if row[0] in loss_of
-    }
-    assert shown.keys() == {"ATL", "HingeABL"}
-    for loss, row in shown.items():
-        with gzip.open(RUNS / f"{loss}-seed66/predictions.json.gz", "rt") as file:
-            found = scores_of(json.load(file), *documents)
-        for name, value in found.items():
-            assert row[name] == f"{value:.2f}", (loss, name)
+    seeds = re.search(r"\(seeds? ([\d, and]+)\)", page[page.index("## What came out") :])[1]
+    rows = rows_of(page, "loss")
+    assert [row["loss"] for row in rows] == list(LOSS_OF)
+    for row in rows:
+        folders = folders_of(LOSS_OF[row["loss"]], re.findall(r"\d+", seeds))
+        found = []
+        for folder in folders:
+            with gzip.open(folder / "predictions.json.gz", "rt") as file:
+                found.append(scores_of(json.load(file), *documents))
+        for name in found[0]:
+            assert row[name] == mean([x[name] for x in found]), (row["loss"], name)
+        results = [read(folder / "results.json") for folder in folders]
+        for name in ("FN/F", "FN_CRK/FN"):
+            assert row[name] == mean([100 * x["test"][name] for x in results])
+        shifted = mean([100 * x["tuned"]["test"]["f1"] for x in results])
+        shift = statistics.mean(x["tuned"]["shift"] for x in results)
+        assert row["F1, threshold shifted by dev"] == f"{shifted} (shift {shift:+.2f})"
+
+
+def test_the_tables_of_the_report():
+    """docs/results.md against results.json, whose scores are tested above, and the report's
+    intervals."""
+    page = (ROOT / "docs/results.md").read_text()
+    names = {"F1": "f1", "Ign F1": "ign_f1", "precision": "precision", "recall": "recall"}
+    names |= {"frequent F1": "freq_f1", "long-tail F1": "long_tail_f1", "macro F1": "macro_f1"}
+    shifted = rows_of(page[page.index("matter of the threshold") :], "loss")
+    for row in shifted:
+        tuned = read(RUNS / f"{LOSS_OF[row['loss']]}-seed66/results.json")["tuned"]
+        assert row["shift"] == f"{tuned['shift']:+.2f}"
+        for shown, name in names.items():
+            assert row[shown] == f"{100 * tuned['test'][name]:.2f}", (row["loss"], shown)
+    (group,) = read(RUNS / "report/report.json")["groups"]
+    (row,) = group["significance"]["rows"]
+    claims = {row["claim"][:2]: row["so far"] for row in rows_of(page, "claim")}
+    for claim, score in (("C1", "f1"), ("C1", "ign_f1"), ("C3", "macro_f1")):
+        x = row[score]
+        text = f"{x['difference']:+.2f}"
+        assert text in claims[claim] and f"({x['low']:.2f} to {x['high']:.2f})" in claims[claim]
