@@ -1,10 +1,12 @@
 """Raw text by a real spaCy: a blank English pipeline with a sentencizer and an entity ruler."""
 
 import random
-from importlib.util import find_spec
+import sys
 
 import pytest
-from conftest import REL2ID, lacking, read
+import spacy
+from conftest import REL2ID, read
+from spacy.tokens import Doc, DocBin
 from test_predict import command
 
 import predict
@@ -13,11 +15,6 @@ from inputs.documents import check_document
 from inputs.files import InputError
 from inputs.raw_text import text_documents
 from inputs.texts import sentence_text
-
-if find_spec("spacy") is None:
-    lacking("requirements-dev.txt")
-import spacy
-from spacy.tokens import Doc, DocBin
 
 NAMES = {
     "PERSON": ["Ada Lovelace", "ADA\nLOVELACE", "Ada", "<b>Bob</b>"],
@@ -235,7 +232,7 @@ def test_bad_text_is_one_line(tmp_path, pipeline, folder, monkeypatch):
         predict.parse_args(["--model", "a", "--input", "b", "--text", "c"])
     with pytest.raises(InputError, match="one of the arguments --input --text is required"):
         predict.parse_args(["--model", "a"])
-    monkeypatch.setitem(__import__("sys").modules, "spacy", None)
+    monkeypatch.setitem(sys.modules, "spacy", None)
     refused(b"a", "--text needs spaCy: pip install -r requirements-spacy.txt")
 
 
