@@ -31,6 +31,7 @@ from encoders.loading import load_tokenizer
 from engine.checkpoint import fetch, load_model
 from engine.extractor import RelationExtractor
 from engine.options import pick_device
+from inputs.documents import check_title, document_name
 from inputs.files import (
     InputError,
     OneLineParser,
@@ -45,7 +46,7 @@ from viewing import page
 from viewing.formats import FORMATS
 
 if __name__ != "__main__":  # imported, so perhaps for nlp.add_pipe("docre")
-    with suppress(ImportError):  # no spaCy
+    with suppress(Exception):  # no spaCy, or one that does not load
         import engine.component  # noqa: F401
 
 # Half a character, which a field that nobody checks may hold, is written as its escape.
@@ -77,7 +78,7 @@ def parse_args(argv=None):
     add("--model", required=True, help="run folder, or name on the hub")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", help="documents, see inputs/texts.py; -: standard input")
-    source.add_argument("--text", nargs="+", metavar="FILE", help="raw text, a document each")
+    source.add_argument("--text", nargs="+", metavar="FILE", help="raw texts; -: standard input")
     add("--ner", default="en_core_web_sm", help="spaCy pipeline that finds the entities of --text")
     add("--output", help="file; default: standard output, -, or none with --html")
     add("--format", default="relations", choices=list(FORMATS), help="of --output")
@@ -118,15 +119,22 @@ def check_writable(flag, path):
         raise InputError(f"{flag} {path}: {where} is not writable")
 
 
-def read_texts(paths, ner):
+def read_texts(paths, ner, unique_titles):
     """The documents that a spaCy pipeline makes of text files, a list. Raises InputError."""
     nlp, documents = load_pipeline(ner), []
     texts = [(read_text(path, nlp.max_length), path) for path in paths]
     for doc, path in tqdm(nlp.pipe(texts, as_tuples=True), ner, len(texts), disable=None):
         try:
-            documents += text_documents(doc, Path(path).stem)
+            documents += text_documents(doc, "standard input" if path == "-" else Path(path).stem)
         except InputError as error:
             raise InputError(f"--ner {ner}: {error}") from None
+    first_with = {}
+    for i, document in enumerate(documents):
+        try:
+            if unique_titles:
+                check_title(document, i, first_with)
+        except InputError as error:
+            raise InputError(f"{document_name(document, i)}: {error}") from None
     return documents
 
 
@@ -136,12 +144,12 @@ def main(argv=None):
     transformers.utils.logging.disable_progress_bar()
     folder = fetch(args.model)
     rel2id = relation_ids(folder / "config.json")
+    alone = args.format == "official" and args.output is not None
     if args.text:
-        documents = partial(iter, read_texts(args.text, args.ner))
+        documents = partial(iter, read_texts(args.text, args.ner, alone))
     else:
         file = open_input(args.input)
         name = "standard input" if args.input == "-" else args.input
-        alone = args.format == "official" and args.output is not None
         documents = partial(read_new_documents, file, name, rel2id, unique_titles=alone)
     total = sum(1 for _ in documents())  # whatever is wrong is said now
     options = args.device, args.precision, args.batch_size, args.max_seq_length

@@ -26,7 +26,14 @@ import evaluation
 from encoders.loading import build_encoder, load_tokenizer, transformer_type, window_size
 from engine import distributed, resume
 from engine.card import write_card
-from engine.checkpoint import load_model, load_state, load_weights, save_config, sizes_of
+from engine.checkpoint import (
+    load_model,
+    load_state,
+    load_weights,
+    save_config,
+    sizes_of,
+    weights_of,
+)
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_predictions
 from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
@@ -75,7 +82,7 @@ def build_model(args, rel2id):
         if path.is_dir():
             if load_config(path).label2id != rel2id:
                 raise InputError(f"--rel2id: {args.rel2id} has other relations than {path}")
-            path = path / "model.safetensors"
+            path = weights_of(path)
     state = load_state(path) if args.load_path or args.init_path else None
     encoder = build_encoder(
         args.model_name_or_path, args.config_name, state is None, args.attention_dropout

@@ -76,13 +76,17 @@ def unpack(state):
     }
 
 
+def weights_of(folder):
+    """The weights file of a run folder, packed or not."""
+    whole, packed = folder / WEIGHTS, folder / PACKED
+    return packed if packed.exists() and not whole.exists() else whole
+
+
 def load_model(folder):
     """The model of a run folder. Raises InputError, where transformers' from_pretrained raises all
     kinds of errors, or only warns."""
     folder = Path(folder)
-    config, weights = load_config(folder), folder / WEIGHTS
-    if not weights.exists() and (folder / PACKED).exists():
-        weights = folder / PACKED
+    config, weights = load_config(folder), weights_of(folder)
     state = load_state(weights)
     try:
         for name, value in config.encoder.to_dict().items():

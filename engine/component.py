@@ -9,7 +9,7 @@
 
 It comes after what finds sentences, entities and, if at all, coreference; inputs/raw_text.py says
 what it makes of them. What it found is kept in doc.user_data as plain numbers, so that documents
-can be saved and sent to other processes (nlp.pipe(n_process=2)).
+can be saved and sent to other processes. A part of a document (span.as_doc()) has no relations.
 """
 
 from dataclasses import dataclass
@@ -82,12 +82,14 @@ class Component:
     def pipe(self, docs, batch_size=64):
         """The documents with their relations, batch_size of them at a time."""
         for group in minibatch(docs, batch_size):
-            parts = [(doc, part) for doc in group for part in text_documents(doc, "")]
+            distinct = {id(doc): doc for doc in group}.values()
+            parts = [(doc, part) for doc in distinct for part in text_documents(doc, "")]
             records = self.extractor.stream(part for _, part in parts)
-            for doc in group:
-                doc.user_data["docre"] = []
+            found = {id(doc): [] for doc in group}
             for (doc, part), (_, record) in zip(parts, records, strict=True):
-                doc.user_data["docre"] += [_as_numbers(x, part) for x in record["relations"]]
+                found[id(doc)] += [_as_numbers(x, part) for x in record["relations"]]
+            for doc in group:
+                doc.user_data["docre"] = len(doc.text), found[id(doc)]
             yield from group
 
 
@@ -100,12 +102,15 @@ def _as_numbers(x, part):
 
 
 def _relations(doc):
-    def spans(places):
-        return [doc.char_span(start, end) for start, end in places]
+    def spans(places):  # expand: tokens may have been merged since
+        return [doc.char_span(start, end, alignment_mode="expand") for start, end in places]
 
+    length, found = doc.user_data.get("docre", (0, []))
+    if length != len(doc.text):  # of the document that this one was cut from
+        return []
     return [
         Relation(spans(head), spans(tail), relation, name, score, spans(evidence))
-        for head, tail, relation, name, score, evidence in doc.user_data.get("docre", [])
+        for head, tail, relation, name, score, evidence in found
     ]
 
 

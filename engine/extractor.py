@@ -55,6 +55,8 @@ class RelationExtractor:
             self.evidence_threshold = config.evidence_threshold
         if not 0 <= self.evidence_threshold <= 1:
             raise InputError(f"--evidence_threshold: {self.evidence_threshold} is not in [0, 1]")
+        if batch_size < 1:
+            raise InputError(f"--batch_size: {batch_size} is less than 1")
         self.batch_size, self.fusion = batch_size, fusion
         if fusion and config.fusion_threshold is None:
             raise InputError(

@@ -13,7 +13,8 @@
 
 import math
 import re
-from itertools import pairwise
+from bisect import bisect_right
+from itertools import accumulate, pairwise
 
 from inputs.files import InputError, reason_of
 
@@ -27,6 +28,7 @@ DOCRED = {  # DocRED's types, and spaCy's
 }
 TYPES = {label: kind for kind, labels in DOCRED.items() for label in labels.split()}
 NO_ENTITY = "ORDINAL"
+THE = re.compile(r"the\s+(?=\S)", re.IGNORECASE)
 INSTALL = "pip install -r requirements-spacy.txt"
 
 
@@ -36,6 +38,8 @@ def load_pipeline(name):
         import spacy
     except ImportError:
         raise InputError(f"--text needs spaCy: {INSTALL}") from None
+    except Exception as error:  # it does not fit numpy, Python, ...
+        raise InputError(f"--text: spaCy cannot be loaded: {reason_of(error)}") from None
     try:
         return spacy.load(name)
     except Exception as error:  # no such pipeline, of another version, of a package not installed
@@ -44,9 +48,10 @@ def load_pipeline(name):
 
 
 def read_text(path, longest):
-    """The text of a UTF-8 file; longest: characters. Raises InputError."""
+    """The text of a UTF-8 file; "-" is standard input; longest: characters. Raises InputError."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        # newline: the ends of lines stay as they are, so that characters can be counted
+        with open(0 if path == "-" else path, encoding="utf-8-sig", newline="") as file:
             text = file.read(longest + 1)
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, a path that no file can have
         raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
@@ -65,26 +70,30 @@ def text_documents(doc, title):
     """
     if len(doc) and not doc.has_annotation("SENT_START"):
         raise InputError("the pipeline finds no sentences (a parser, senter or sentencizer does)")
+    text = doc.text  # which spaCy puts together each time
     words = [token for token in doc if not token.is_space]
     place = {token.i: k for k, token in enumerate(words)}
-    mentions = []  # (first word, past the last, entity)
+    spans, mentions = [], []
     for span in doc.ents:
         inside = _places(span, place)
         if inside and span.label_ != NO_ENTITY:
-            mentions.append((inside[0], inside[-1] + 1, span))
-    cuts = {0, *(k for sentence in doc.sents for k in _places(sentence, place)[:1])}
-    for first, end, _ in mentions:
-        cuts -= set(range(first + 1, end))
-    count = math.ceil(len(words) / LONGEST) or 1
-    parts = [[] for _ in range(count)]  # of each part its sentences [first word, end)
-    for first, end in pairwise([*sorted(cuts), len(words)]):
-        if first < end:
-            parts[int(first * count / len(words))].append((first, end))
-    entity_of = _entity_names(doc, [span for _, _, span in mentions])
+            spans.append(span)
+            mentions.append((inside[0], inside[-1] + 1))  # its first word, and past its last
+    cuts = _sentence_starts(doc, words, place, mentions)
+    parts, ends = {}, [*cuts[1:], len(words)]  # number of a part -> its sentences (first word, end)
+    count = math.ceil(len(words) / LONGEST)
+    for first, end in zip(cuts, ends, strict=True):
+        number = first * count // max(len(words), 1)
+        parts.setdefault(number, []).append((first, end))
+    of_part = {number: [] for number in parts}
+    names = _entity_names(doc, text, spans)
+    for (first, end), span, name in zip(mentions, spans, names, strict=True):
+        sentence = cuts[bisect_right(cuts, first) - 1]
+        of_part[sentence * count // len(words)].append((first, end, span.label_, name))
     return [
-        _document(doc.text, words, sentences, mentions, entity_of)
-        | {"title": title if count == 1 else f"{title}, part {i} of {count}"}
-        for i, sentences in enumerate(parts, 1)
+        {"title": title if len(parts) == 1 else f"{title}, part {i} of {len(parts)}"}
+        | _document(text, words, parts[number], of_part[number])
+        for i, number in enumerate(parts, 1)
     ]
 
 
@@ -92,44 +101,58 @@ def _places(span, place):
     return [place[token.i] for token in span if token.i in place]
 
 
-def _document(text, words, sentences, mentions, entity_of):
-    entities = {}
-    for (first, end, span), entity in zip(mentions, entity_of, strict=True):
-        for number, (a, b) in enumerate(sentences):
-            if a <= first < b:
-                start, last = words[first].idx, words[end - 1]
-                mention = {
-                    "name": text[start : last.idx + len(last)],
-                    "type": TYPES.get(span.label_, span.label_),
-                    "sent_id": number,
-                    "pos": [first - a, end - a],
-                    "start": start,
-                    "end": last.idx + len(last),
-                }
-                entities.setdefault(entity, []).append(mention)
+def _sentence_starts(doc, words, place, mentions):
+    """The words at which sentences start, rising; none inside a mention. What the pipeline takes
+    for a sentence of more than LONGEST words is cut."""
+    cuts = {0, *(k for sentence in doc.sents for k in _places(sentence, place)[:1])}
+    ends = [*sorted(cuts), len(words)]
+    for first, end in pairwise(ends):
+        cuts.update(range(first, end, LONGEST))
+    for first, end in mentions:
+        cuts -= set(range(first + 1, end))
+    return sorted(cuts)
+
+
+def _document(text, words, sentences, mentions):
+    """sentences: (first word, end) of each; mentions: (first word, end, label, entity)."""
+    offsets = [[(x.idx, x.idx + len(x)) for x in words[a:b]] for a, b in sentences]
+    starts, entities = [first for first, _ in sentences], {}
+    for first, end, label, entity in mentions:
+        number = bisect_right(starts, first) - 1
+        start, last = words[first].idx, words[end - 1]
+        mention = {
+            "name": text[start : last.idx + len(last)],
+            "type": TYPES.get(label, label),
+            "sent_id": number,
+            "pos": [first - starts[number], end - starts[number]],
+            "start": start,
+            "end": last.idx + len(last),
+        }
+        entities.setdefault(entity, []).append(mention)
     return {
-        "sents": [[token.text for token in words[a:b]] for a, b in sentences],
+        "sents": [[text[a:b] for a, b in sentence] for sentence in offsets if sentence],
         "vertexSet": list(entities.values()),
         "text": text,
-        "offsets": [[(x.idx, x.idx + len(x)) for x in words[a:b]] for a, b in sentences],
+        "offsets": [sentence for sentence in offsets if sentence],
     }
 
 
-def _entity_names(doc, spans):
+def _entity_names(doc, text, spans):
     """Of each mention the name of its entity: its own, or that of its cluster's first mention."""
-    names, persons = [], set()
+    names, persons = [], {}  # persons: last name -> whole names
     for span in spans:
         name = _name(span.text)
         if TYPES.get(span.label_, span.label_) == "PER":
-            whole = {person for person in persons if person.endswith(f" {name}")}
+            whole = persons.get(name, ())
             if len(whole) == 1:
-                name = whole.pop()
-            persons.add(name)
+                (name,) = whole
+            for word in accumulate(reversed(name.split()[1:]), lambda end, word: f"{word} {end}"):
+                persons.setdefault(word, set()).add(name)
         names.append(name)
-    known = {(x.start_char, _name(x.text)): name for x, name in zip(spans, names, strict=True)}
+    known = {_key(text, x.start_char, x.end_char): y for x, y in zip(spans, names, strict=True)}
     entity = {name: name for name in names}
     for cluster in _clusters(doc):
-        keys = ((start, _name(doc.text[start:end])) for start, end in cluster)
+        keys = (_key(text, start, end) for start, end in cluster)
         same = {entity[known[key]] for key in keys if key in known}
         first = next((x for x in entity.values() if x in same), None)
         entity = {name: first if x in same else x for name, x in entity.items()}
@@ -137,8 +160,14 @@ def _entity_names(doc, spans):
 
 
 def _name(text):
-    text = " ".join(text.casefold().split())
-    return re.sub(r"^the (?=.)|(?<=.)['’]s$", "", text)
+    text = " ".join(text.casefold().split()).removeprefix("the ")
+    return re.sub(r"(?<=.)['’]s$", "", text)
+
+
+def _key(text, start, end):
+    """Where a mention stands and its name, both without a leading "the"."""
+    the = THE.match(text, start, end)
+    return the.end() if the else start, _name(text[start:end])
 
 
 def _clusters(doc):

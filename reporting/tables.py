@@ -162,10 +162,11 @@ def run_patterns(run):
     try:
         counts = np.array(msgspec.json.decode(path.read_bytes(), type=Patterns).dev, dtype=np.int64)
         same = counts.sum(0).tolist() == [run["dev"][name] for name in PATTERNS]
+        same &= len(counts) == run["data"]["dev"]["documents"]
     except FAULTS as error:
         raise InputError(f"{path}: not the patterns of a run: {error}") from None
     if not same:
-        raise InputError(f"{path}: its sums are not those of results.json")
+        raise InputError(f"{path}: its numbers are not those of results.json")
     return counts
 
 
@@ -182,14 +183,17 @@ def significance(group, reference, splits, rel2id, resamples=10_000):
                 if run["test"]:
                     found = run_counts(run, splits["test"], facts, rel2id)
                     counts.setdefault(row, {})[run["seed"]] = found
-                found = run_patterns(run)
-                if found is not None:
+            except InputError as error:
+                notes.append(str(error))
+            try:
+                if (found := run_patterns(run)) is not None:
                     patterns.setdefault(row, {})[run["seed"]] = found
             except InputError as error:
                 notes.append(str(error))
     rows = compared(counts, reference, resamples, notes)
-    shares = {"scores_of": pattern_shares, "names": SHARES}
-    rows_of_dev = compared(patterns, reference, resamples, [], **shares)
+    shares, of_dev = {"scores_of": pattern_shares, "names": SHARES}, []
+    rows_of_dev = compared(patterns, reference, resamples, of_dev, **shares)
+    notes += [f"patterns.json: {note}" for note in of_dev]
     if facts is None:
         for row in rows:
             del row["ign_f1"]

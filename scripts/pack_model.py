@@ -9,6 +9,7 @@ transformers alone does not. What the rounding costs is measured with train.py -
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -21,16 +22,18 @@ from inputs.files import InputError, OneLineParser, run_main, sha256_of, write_a
 def main(argv=None):
     parser = OneLineParser(description="A run folder's model with weights in 8 bits.")
     parser.add_argument("--model", required=True, help="run folder, or name on the hub")
-    parser.add_argument("--output", required=True, type=Path, help="a new folder")
+    parser.add_argument("--output", required=True, type=Path, help="a new or empty folder")
     args = parser.parse_args(argv)
     folder = fetch(args.model)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     try:
-        args.output.mkdir(parents=True)
+        args.output.mkdir(parents=True, exist_ok=True)
+        if any(args.output.iterdir()):
+            raise InputError(f"--output {args.output}: not empty")
     except OSError as error:
         raise InputError(f"--output {args.output}: {error.strerror}") from None
     state = pack(model.state_dict())
-    write_atomically(args.output / PACKED, lambda path: save_file(state, path))
+    write_atomically(args.output / PACKED, lambda path: save_file(state, path), SafetensorError)
     save_config(model, args.output)
     tokenizer.save_pretrained(args.output)
     size = (args.output / PACKED).stat().st_size

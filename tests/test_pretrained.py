@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, save_run, shared, small_model
 
-from engine.checkpoint import PACKED, load_model, pack, unpack
+from engine.checkpoint import PACKED, load_model, pack, unpack, weights_of
 from engine.extractor import RelationExtractor
 from inputs.documents import read_documents
 from inputs.files import InputError, sha256_of
@@ -44,7 +44,8 @@ def test_packed_folder(tmp_path, tokenizer, capsys):
     loaded = load_model(packed)
     for name, tensor in unpack(pack(model.state_dict())).items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    with pytest.raises(InputError, match="packed: File exists"):
+    assert weights_of(packed) == packed / PACKED and weights_of(run).name == "model.safetensors"
+    with pytest.raises(InputError, match="packed: not empty"):
         pack_model.main(["--model", str(run), "--output", str(packed)])
 
 

@@ -1,11 +1,12 @@
 """Raw text by a real spaCy: a blank English pipeline with a sentencizer and an entity ruler."""
 
 import random
+import subprocess
 import sys
 
 import pytest
 import spacy
-from conftest import REL2ID, read
+from conftest import REL2ID, ROOT, read
 from spacy.tokens import Doc, DocBin
 from test_predict import command
 
@@ -95,10 +96,6 @@ def test_sentences_and_entities(nlp):
             assert "".join(words) == "".join(m["name"].split())
 
 
-def test_types_are_docreds():
-    assert set(raw_text.TYPES.values()) == {"PER", "LOC", "TIME", "NUM", "MISC"}  # and ORG
-
-
 def mentions_of(doc, *names):
     return [doc.char_span(TEXT.index(x), TEXT.index(x) + len(x)) for x in names]
 
@@ -132,6 +129,18 @@ def test_coreference_joins_names(nlp, component):
         ["St! Mary"],
         ["Ada"],
     ]
+
+
+def test_coreference_with_and_without_the(nlp):
+    """A cluster's mentions mostly have their article, an entity's not always."""
+    doc = nlp("Ada left London. The Ada and THE  London met the United States.")
+    doc.spans["coref_clusters_1"] = [doc[4:6], doc[7:10], doc[11:14]]
+    assert [span.text for span in doc.spans["coref_clusters_1"]] == [
+        "The Ada", "THE  London", "the United States",
+    ]  # fmt: skip
+    assert [span.text for span in doc.ents][2:] == ["Ada", "London", "the United States"]
+    (document,) = text_documents(doc, "")
+    assert len(document["vertexSet"]) == 1
 
 
 def test_long_text_becomes_parts(nlp, monkeypatch):
@@ -180,6 +189,19 @@ def test_last_names(nlp):
     ]
 
 
+def test_a_sentence_without_end_is_cut(nlp, monkeypatch):
+    """Not inside a mention, and no part is empty."""
+    monkeypatch.setattr(raw_text, "LONGEST", 50)
+    doc = nlp("word " * 49 + "Ada Lovelace " + "word " * 200)
+    documents = text_documents(doc, "list")
+    lengths = [[len(words) for words in x["sents"]] for x in documents]
+    assert lengths == [[100], [50], [50], [50], [1]]
+    assert [x["title"] for x in documents] == [
+        f"list, part {i} of {len(documents)}" for i in range(1, len(documents) + 1)
+    ]
+    assert [entities(x) for x in documents if x["vertexSet"]] == [[["Ada Lovelace"]]]
+
+
 @pytest.mark.parametrize("text", ["", " \n\t ", "nothing here", "."])
 def test_text_without_entities(nlp, text):
     (document,) = text_documents(nlp(text), "t")
@@ -207,6 +229,31 @@ def test_command_gives_the_documents_relations(tmp_path, nlp, pipeline, folder, 
     keys = [(x["head"], x["tail"], x["relation"]) for x in expected["relations"]]
     assert [(x["head"], x["tail"], x["relation"]) for x in one["relations"]] == keys
     assert none == {"title": "none", "relations": []}
+
+
+def test_standard_input_and_line_ends(tmp_path, pipeline, folder):
+    """Characters are counted as they stand in the file."""
+    text = "Nothing.\r\nAda Lovelace saw\r\nLondon.\r\n"
+    flags = command(folder, "--ner", pipeline, "--output", tmp_path / "out.json", "--text", "-")
+    program = [sys.executable, str(ROOT / "predict.py"), *flags]
+    subprocess.run(program, input=text.encode(), check=True, capture_output=True)
+    (record,) = read(tmp_path / "out.json")
+    assert record["title"] == "standard input" and record["relations"]
+    for x in record["relations"]:
+        for m in x["head"]["mentions"] + x["tail"]["mentions"]:
+            assert text[m["start"] : m["end"]] == m["name"]
+
+
+def test_official_needs_titles_of_their_own(tmp_path, pipeline, folder):
+    paths = [tmp_path / name / "x.txt" for name in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(TEXT)
+    given = ["--ner", pipeline, "--output", tmp_path / "out.json", "--text", *paths]
+    predict.main(command(folder, *given))
+    assert [x["title"] for x in read(tmp_path / "out.json")] == ["x", "x"]
+    with pytest.raises(InputError, match='document 1 "x": title: document 0 has the same title'):
+        predict.main(command(folder, *given, "--format", "official"))
 
 
 def test_bad_text_is_one_line(tmp_path, pipeline, folder, monkeypatch):
@@ -270,6 +317,24 @@ def test_component_in_batches_and_saved(with_relations):
     saved = DocBin(docs=with_relations.pipe(texts), store_user_data=True).to_bytes()
     docs = DocBin(store_user_data=True).from_bytes(saved).get_docs(with_relations.vocab)
     assert [facts(doc) for doc in docs] == alone
+
+
+def test_parts_and_merged_tokens_of_a_document(with_relations):
+    doc = with_relations(TEXT)
+    assert next(doc.sents).as_doc(copy_user_data=True)._.relations == []
+    before = facts(doc)
+    with doc.retokenize() as retokenizer:
+        retokenizer.merge(doc[1:4])  # Ada Lovelace was
+    spans = [span for x in doc._.relations for span in x.head + x.tail]
+    assert len(doc._.relations) == len(before) and None not in spans
+    assert "Ada Lovelace was" in {span.text for span in spans}
+
+
+def test_one_document_twice_in_a_batch(with_relations, nlp):
+    doc = nlp(TEXT)
+    expected = facts(with_relations(TEXT))
+    component = with_relations.get_pipe("docre")
+    assert [facts(x) for x in component.pipe([doc, doc])] == [expected, expected]
 
 
 def test_component_without_sentences_says_so(folder):
