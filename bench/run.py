@@ -85,7 +85,7 @@ def parse_args():
         help="auto: ours as train.py picks it, on a CPU the baseline's fp32; default: bf16 on a "
         "GPU, else fp32, both ways",
     )
-    add("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="to train")
+    add("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="of the encoder")
     add("--documents", type=int, default=200, help="to train on")
     add("--eval_documents", type=int, default=500)
     add("--parts", type=int, default=5, help="of the documents: each is done both ways")
@@ -318,19 +318,21 @@ def matrix_rate(args):
 
 
 def evaluating(args):
-    pair = Pair(args, "BERT-base")
-    theirs, ours = dev_features(args, pair)
     # our way sorts by length: a part is as long as a user's split, and every part like the others
     parts = [range(args.eval_documents)[i :: args.parts] for i in range(args.parts)]
-    yield compare(
-        f"evaluate, BERT-base, {args.eval_documents} documents",
-        lambda part: pair.evaluate_baseline([theirs[i] for i in part]),
-        lambda part: predict_logits(
-            pair.ours, [ours[i] for i in part], pair.our_batch, args.device, 8, pair.amp, "ours"
-        ),
-        parts,
-        pair.wait,
-    )
+    for size in args.sizes:
+        pair = Pair(args, size)
+        theirs, ours = dev_features(args, pair)
+        options = pair.our_batch, args.device, 8, pair.amp, "ours"
+        yield compare(
+            f"evaluate, {size}, {args.eval_documents} documents",
+            lambda part, pair=pair, x=theirs: pair.evaluate_baseline([x[i] for i in part]),
+            lambda part, pair=pair, x=ours, options=options: predict_logits(
+                pair.ours, [x[i] for i in part], *options
+            ),
+            parts,
+            pair.wait,
+        )
 
 
 def memory(args):
