@@ -415,11 +415,11 @@ def whole_run(args):
 
 
 WORKS = {
+    "memory": memory,  # first: a new process's largest size starts as that of the one that made it
     "read": read,
     "score": score,
     "train": training,
     "evaluate": evaluating,
-    "memory": memory,
     "run": whole_run,
 }
 
