@@ -80,20 +80,19 @@ def text_documents(doc, title):
             spans.append(span)
             mentions.append((inside[0], inside[-1] + 1))  # its first word, and past its last
     cuts = _sentence_starts(doc, words, place, mentions)
-    parts, ends = {}, [*cuts[1:], len(words)]  # number of a part -> its sentences (first word, end)
     count = math.ceil(len(words) / LONGEST)
-    for first, end in zip(cuts, ends, strict=True):
-        number = first * count // max(len(words), 1)
-        parts.setdefault(number, []).append((first, end))
-    of_part = {number: [] for number in parts}
+    part_of = {first: first * count // max(len(words), 1) for first in cuts}
+    parts = {number: ([], []) for number in part_of.values()}  # its sentences and its mentions
+    for first, end in zip(cuts, [*cuts[1:], len(words)], strict=True):
+        parts[part_of[first]][0].append((first, end))
     names = _entity_names(doc, text, spans)
     for (first, end), span, name in zip(mentions, spans, names, strict=True):
         sentence = cuts[bisect_right(cuts, first) - 1]
-        of_part[sentence * count // len(words)].append((first, end, span.label_, name))
+        parts[part_of[sentence]][1].append((first, end, span.label_, name))
     return [
         {"title": title if len(parts) == 1 else f"{title}, part {i} of {len(parts)}"}
-        | _document(text, words, parts[number], of_part[number])
-        for i, number in enumerate(parts, 1)
+        | _document(text, words, *part)
+        for i, part in enumerate(parts.values(), 1)
     ]
 
 
