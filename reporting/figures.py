@@ -151,34 +151,43 @@ def penalty_curves(margin=5.0):
     return figure
 
 
+CURVES = {  # title -> the score of dev, and what it is multiplied by
+    "dev precision, %": ("precision", 100),
+    "dev recall, %": ("recall", 100),
+    "dev F1, %": ("f1", 100),
+    "relations above the threshold,\nin dev pairs that have one": ("above_threshold", 1),
+    "missed dev pairs that are ranked\nright (FN_CRK/FN), %": ("FN_CRK/FN", 100),
+}
+
+
 def training_curves(curves, styles):
-    """Dev precision, recall, F1 and training loss against steps: the mean over seeds, and from the
-    lowest to the highest seed in a pale band.
+    """Dev scores, where the threshold lies, and training loss against steps: the mean over seeds,
+    and from the lowest to the highest seed in a pale band. A run of an older version lacks some.
 
     curves: label -> per seed a list of records of metrics.jsonl; styles: see `line_styles`.
     """
-    figure, axes = panels(2, 2, width=4.4, height=2.9, sharex=True)
-    names = {"dev precision": "precision", "dev recall": "recall", "dev F1": "f1", "loss": None}
+    figure, axes = panels(2, 3, width=3.6, height=2.9, sharex=True)
     for label, runs in curves.items():
         by_step = [{record["step"]: record for record in records} for records in runs]
         steps = sorted(set.intersection(*map(set, by_step)))
-        for panel, (title, score) in zip(axes.flat, names.items(), strict=True):
-            values = np.array(
-                [[100 * x[s]["dev"][score] if score else x[s]["loss"] for s in steps]
-                 for x in by_step]
-            )  # fmt: skip
-            style = styles[label]
-            every = 1 + len(steps) // 15  # or the markers hide the line
-            panel.plot(steps, values.mean(0), label=label, markevery=every, **style)
-            band = {"color": style["color"], "alpha": 0.12, "linewidth": 0}
-            panel.fill_between(steps, values.min(0), values.max(0), **band)
-            panel.set_title(title)
-    axes[1, 1].set_yscale("log")
+        drawn = [[[x[s]["loss"] for s in steps] for x in by_step]]
+        for key, unit in CURVES.values():
+            known = [x for x in by_step if all(key in x[s]["dev"] for s in steps)]
+            drawn.insert(-1, [[unit * x[s]["dev"][key] for s in steps] for x in known])
+        style = styles[label]
+        every = 1 + len(steps) // 15  # or the markers hide the line
+        band = {"color": style["color"], "alpha": 0.12, "linewidth": 0}
+        for panel, values in zip(axes.flat, map(np.array, drawn), strict=True):
+            if len(values):
+                panel.plot(steps, values.mean(0), label=label, markevery=every, **style)
+                panel.fill_between(steps, values.min(0), values.max(0), **band)
+    for panel, title in zip(axes.flat, [*CURVES, "loss"], strict=True):
+        panel.set_title(title)
+        panel.set_visible(bool(panel.lines))
+    axes[1, 2].set_yscale("log")
     for panel in axes[1]:
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for panel in axes.flat[:3]:
-        panel.set_ylabel("%")
     legend_below(figure, axes[0, 0])
     return figure
 

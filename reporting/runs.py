@@ -9,7 +9,7 @@ may be None).
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 import numpy as np
@@ -103,10 +103,15 @@ class Flags(msgspec.Struct):
     ]  # also those that this version does not know: they are settings
 
 
+Positive = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+Curve = dict.fromkeys(("precision", "recall", "f1"), Share)
+Curve |= {"above_threshold": NotRequired[Positive], "FN_CRK/FN": NotRequired[Share]}
+
+
 class Record(TypedDict):  # a line of metrics.jsonl
     step: Count
-    loss: Annotated[float, msgspec.Meta(ge=0, le=1e30)]
-    dev: TypedDict("Curve", dict.fromkeys(("precision", "recall", "f1"), Share))
+    loss: Positive
+    dev: TypedDict("Curve", Curve)
 
 
 class Patterns(msgspec.Struct):  # patterns.json

@@ -473,6 +473,21 @@ def test_figures_exist_and_parse(made):
     assert "dev precision" in svg and "HingeABL:joint" in svg
 
 
+def test_curves_have_what_the_runs_have():
+    """Runs of older versions do not say where the threshold lies."""
+    dev = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}
+    old = [{"step": x, "loss": 1 / x, "dev": dev} for x in (1, 2)]
+    new = [x | {"dev": dev | {"above_threshold": x["step"] / 4}} for x in old]
+    curves = {"ATL": [old, new], "SAT": [old]}
+    figure = figures.training_curves(curves, figures.line_styles(list(curves)))
+    precision, _, _, place, ranked, loss = figure.axes
+    assert [x.get_label() for x in precision.lines] == ["ATL", "SAT"]
+    assert [list(x.get_ydata()) for x in place.lines] == [[0.25, 0.5]]
+    assert [list(x.get_ydata()) for x in precision.lines] == [[50, 50]] * 2
+    assert not ranked.get_visible() and place.get_visible()
+    assert [list(x.get_ydata()) for x in loss.lines] == [[1, 0.5]] * 2
+
+
 def test_pair_is_the_right_row(made, data):
     documents = read(data / "test_revised.json")
     split, row, title = report.find_pair({"test": documents}, "test 1", "0", "Name 1")
