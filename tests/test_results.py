@@ -5,11 +5,15 @@ import gzip
 import json
 import re
 import statistics
+import sys
 
 import pytest
 from conftest import ROOT, read, shared
 
 from evaluation import SHARES
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import convert_bio
 
 RUNS = ROOT / "results/redocred-992"
 
@@ -57,8 +61,31 @@ def documents():
     return [read(folder / f"{split}_revised.json") for split in ("test", "train")]
 
 
-@pytest.mark.parametrize("folder", sorted(x.parent for x in RUNS.glob("*/results.json")), ids=str)
+@pytest.fixture(scope="module")
+def abstracts(tmp_path_factory):
+    """CDR's, as run_cdr.sh converts them."""
+    folder, files = tmp_path_factory.mktemp("cdr"), shared("cdr")
+    for split in ("test", "train"):
+        source, target = str(files / f"{split}_filter.data"), str(folder / f"{split}.json")
+        convert_bio.main(["--corpus", "cdr", source, target])
+    return [read(folder / f"{split}.json") for split in ("test", "train")]
+
+
+def runs_in(name):
+    return sorted(x.parent for x in ROOT.glob(f"results/{name}/*/results.json"))
+
+
+@pytest.mark.parametrize("folder", runs_in("redocred-992"), ids=str)
 def test_results_are_those_of_the_predictions(documents, folder):
+    check_results(folder, documents)
+
+
+@pytest.mark.parametrize("folder", runs_in("cdr"), ids=str)
+def test_cdrs_results_are_those_of_the_predictions(abstracts, folder):
+    check_results(folder, abstracts)
+
+
+def check_results(folder, documents):
     with gzip.open(folder / "predictions.json.gz", "rt") as file:
         found = scores_of(json.load(file), *documents)
     test = read(folder / "results.json")["test"]
