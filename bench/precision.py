@@ -6,14 +6,15 @@
     done; done
     python bench/precision.py runs --figure curves.png
 
-For each seed test F1 in both and the difference; beneath, mean and standard deviation over seeds.
-The largest difference between the training losses of an evaluation, and the curves of both.
+Test scores of every seed in both, mean and standard deviation; how far the training losses of an
+evaluation lie apart; the curves of both.
 """
 
 import argparse
 import json
 import statistics
 import sys
+from itertools import combinations
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -21,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from reporting import figures
 
 PRECISIONS = "bf16", "fp32"
-SCORES = {"test F1": ("test", "f1"), "test F1, shifted": ("tuned", "test", "f1")}
-SCORES |= {"Ign F1": ("test", "ign_f1"), "dev F1": ("dev", "f1")}
+SCORES = {"F1": ("test", "f1"), "Ign F1": ("test", "ign_f1"), "shifted F1": ("tuned", "test", "f1")}
 
 
 def main():
@@ -37,25 +37,21 @@ def main():
         results[key] = run
         lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
         curves[key] = [json.loads(line) for line in lines]
-    seeds = sorted({seed for _, seed in results})
-    print("| seed | score | bf16 | fp32 | difference |\n| --- | --- | --- | --- | --- |")
-    for name, place in SCORES.items():
-        found = {key: 100 * score(run, place) for key, run in results.items()}
-        both = [[found[precision, seed] for precision in PRECISIONS] for seed in seeds]
-        for seed, (half, full) in zip(seeds, both, strict=True):
-            print(f"| {seed} | {name} | {half:.2f} | {full:.2f} | {half - full:+.2f} |")
-        cells = [summary(x) for x in zip(*both, strict=True)]
-        differences = summary([half - full for half, full in both], "+.2f")
-        print(f"| all | {name} | {' | '.join(cells)} | {differences} |")
-    pairs = [zip(curves["bf16", seed], curves["fp32", seed], strict=True) for seed in seeds]
-    largest = max(abs(a["loss"] / b["loss"] - 1) for pair in pairs for a, b in pair)
-    between = max(
-        abs(a["loss"] / b["loss"] - 1)
-        for seed in seeds[1:]
-        for a, b in zip(curves["fp32", seeds[0]], curves["fp32", seed], strict=True)
-    )
-    print(f"\ntraining loss: bf16 and fp32 differ by {100 * largest:.1f} % at most, "
-          f"two seeds in fp32 by {100 * between:.1f} %")  # fmt: skip
+    seeds = sorted(x for precision, x in results if precision == "bf16" and ("fp32", x) in results)
+    columns = [(name, precision) for name in SCORES for precision in PRECISIONS]
+    print("| seed |", " | ".join(f"{name}, {precision}" for name, precision in columns), "|")
+    print("| --- " * (1 + len(columns)) + "|")
+    cells = []
+    for name, precision in columns:
+        values = [100 * score(results[precision, seed], SCORES[name]) for seed in seeds]
+        spread = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        cells.append([f"{x:.2f}" for x in values] + [spread])
+    for title, row in zip([*seeds, "all"], zip(*cells, strict=True), strict=True):
+        print("|", " | ".join([str(title), *row]), "|")
+    of_precision = [apart(curves["bf16", seed], curves["fp32", seed]) for seed in seeds]
+    of_seed = [apart(*(curves["fp32", x] for x in two)) for two in combinations(seeds, 2)]
+    print(f"training losses lie apart by at most {100 * max(of_precision):.1f} % in the two "
+          f"precisions, {100 * max(of_seed):.1f} % in fp32 with two seeds")  # fmt: skip
     if args.figure:
         rows = {x: [curves[x, seed] for seed in seeds] for x in PRECISIONS}
         figure = figures.training_curves(rows, figures.line_styles(PRECISIONS))
@@ -68,8 +64,10 @@ def score(run, place):
     return run
 
 
-def summary(values, form=".2f"):
-    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):.2f}"
+def apart(first, second):
+    """The largest relative difference of the losses of two curves."""
+    losses = [[record["loss"] for record in curve] for curve in (first, second)]
+    return max(abs(a - b) / min(a, b) for a, b in zip(*losses, strict=True))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from conftest import ROOT, read, shared
 
 from evaluation import SHARES
 
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "bench")]
 import convert_bio
+import precision
 
 RUNS = ROOT / "results/redocred-992"
 
@@ -83,6 +84,23 @@ def test_results_are_those_of_the_predictions(documents, folder):
 @pytest.mark.parametrize("folder", runs_in("cdr"), ids=str)
 def test_cdrs_results_are_those_of_the_predictions(abstracts, folder):
     check_results(folder, abstracts)
+
+
+@pytest.mark.parametrize("folder", runs_in("precision/mini"), ids=str)
+def test_minis_results_are_those_of_the_predictions(folder):
+    files = [shared("redocred-mini") / f"{split}_revised.json" for split in ("test", "train")]
+    check_results(folder, list(map(read, files)))
+
+
+@pytest.mark.parametrize("name", ["mini", "demo"])
+def test_the_tables_of_the_precisions(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["precision.py", str(ROOT / "results/precision" / name)])
+    precision.main()
+    *table, losses = capsys.readouterr().out.splitlines()
+    page = (ROOT / "docs/performance.md").read_text()
+    assert len(table) == 6 and "\n".join(table) in page
+    numbers = re.findall(r"[\d.]+ %", losses)
+    assert len(numbers) == 2 and f"{numbers[0]} at most ({numbers[1]} between two seeds" in page
 
 
 def check_results(folder, documents):
