@@ -355,13 +355,16 @@ def pick_device(device, precision, cpu_has_fp16=False):
 @lru_cache
 def faster_on_cpu():
     """bf16 or fp32, whichever this processor multiplies faster: about twice as fast is bf16 with
-    instructions of its own. It is timed, because some have them and are slower with them."""
-    seconds = {}
+    instructions of its own. It is timed, because some have them and are slower with them; in one
+    thread by the processor's time, so that it is the same on a busy machine."""
+    seconds, threads = {}, torch.get_num_threads()
+    torch.set_num_threads(1)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         matrix, times = torch.ones(512, 512, dtype=dtype), []
         for _ in range(6):
-            started = time.perf_counter()
+            started = time.thread_time()
             matrix @ matrix
-            times.append(time.perf_counter() - started)
+            times.append(time.thread_time() - started)
         seconds[name] = min(times)  # what else the processor did at the time only adds to it
+    torch.set_num_threads(threads)
     return "bf16" if 1.2 * seconds["bf16"] < seconds["fp32"] else "fp32"

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import make_document, read, small_model
+from conftest import faster_on_cpu, make_document, read, small_model
 from test_train import flags, without_times
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -135,6 +135,20 @@ def test_a_batch_without_pairs_changes_nothing(features, batch):
     before = step.weights()
     assert step([batch([features[3]])]) == 0.0
     assert torch.equal(step.weights(), before)
+
+
+@pytest.mark.parametrize("ratio,expected", [(1.3, "bf16"), (1.1, "fp32")])
+def test_auto_takes_what_multiplies_faster(monkeypatch, ratio, expected):
+    """A clock of ours: products in fp32 take ratio seconds, those in bf16 one."""
+    spent = [x for seconds in (ratio, 1.0) for x in [0.0, seconds] * 6]
+    monkeypatch.setattr("time.thread_time", iter(spent).__next__)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert faster_on_cpu.__wrapped__() == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
