@@ -86,6 +86,23 @@ def test_cdrs_results_are_those_of_the_predictions(abstracts, folder):
     check_results(folder, abstracts)
 
 
+def test_cdrs_table():
+    rows = rows_of((ROOT / "results/cdr/README.md").read_text(), "CDR test")
+    runs = {x.name: read(x / "results.json") for x in runs_in("cdr")}
+    assert len(rows) == len(runs)
+    names = {"F1": "f1", "Ign F1": "ign_f1", "precision": "precision", "recall": "recall"}
+    names |= {"intra F1": "intra_f1", "inter F1": "inter_f1"}
+    for row in rows:
+        loss, seed = row["CDR test"].split(", seed ")
+        run = runs[f"{LOSS_OF[loss]}-seed{seed}"]
+        tuned = run["tuned"]
+        assert run["commit"].startswith(row["commit"])
+        for shown, name in names.items():
+            assert row[shown] == f"{100 * run['test'][name]:.2f}", shown
+        shifted = f"{100 * tuned['test']['f1']:.2f} ({tuned['shift']:+.2f})"
+        assert row["F1, threshold shifted by dev"] == shifted
+
+
 @pytest.mark.parametrize("folder", runs_in("precision/mini"), ids=str)
 def test_minis_results_are_those_of_the_predictions(folder):
     files = [shared("redocred-mini") / f"{split}_revised.json" for split in ("test", "train")]
