@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from reporting import figures
+from reporting.runs import read_curve
 
 PRECISIONS = "bf16", "fp32"
 SCORES = {"F1": ("test", "f1"), "Ign F1": ("test", "ign_f1"), "shifted F1": ("tuned", "test", "f1")}
@@ -35,8 +36,7 @@ def main():
         run = json.loads(path.read_text(encoding="utf-8"))
         key = run["args"]["precision"], run["args"]["seed"]
         results[key] = run
-        lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        curves[key] = [json.loads(line) for line in lines]
+        curves[key] = read_curve({"folder": path.parent})
     seeds = sorted(x for precision, x in results if precision == "bf16" and ("fp32", x) in results)
     columns = [(name, precision) for name in SCORES for precision in PRECISIONS]
     print("| seed |", " | ".join(f"{name}, {precision}" for name, precision in columns), "|")

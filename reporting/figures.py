@@ -170,10 +170,11 @@ def training_curves(curves, styles):
     for label, runs in curves.items():
         by_step = [{record["step"]: record for record in records} for records in runs]
         steps = sorted(set.intersection(*map(set, by_step)))
-        drawn = [[[x[s]["loss"] for s in steps] for x in by_step]]
+        drawn = []
         for key, unit in CURVES.values():
             known = [x for x in by_step if all(key in x[s]["dev"] for s in steps)]
-            drawn.insert(-1, [[unit * x[s]["dev"][key] for s in steps] for x in known])
+            drawn.append([[unit * x[s]["dev"][key] for s in steps] for x in known])
+        drawn.append([[x[s]["loss"] for s in steps] for x in by_step])
         style = styles[label]
         every = 1 + len(steps) // 15  # or the markers hide the line
         band = {"color": style["color"], "alpha": 0.12, "linewidth": 0}
