@@ -227,7 +227,7 @@ def build_parser():
     add("--runs", required=True, help="folder that holds run folders, at any depth")
     add("--out", required=True, help="folder of the report")
     add("--data_dir", help="folder of the data files: adds Tables 5 and 6 and significance")
-    add("--reference", default="ATL", help="the loss that the others are compared with")
+    add("--reference", help="compare with this loss (default: each backbone's own)")
     pair = {"nargs": 3, "metavar": ("TITLE", "HEAD", "TAIL"), "action": "append", "default": []}
     add("--pair", **pair, help="draw Figure 1b, 1c for this pair (entity names or numbers)")
     losses = {"nargs": 2, "metavar": ("LOSS", "LOSS"), "default": ["ATL", "HingeABL"]}
@@ -264,7 +264,12 @@ def report_group(number, group, splits, pairs, paper, args):
     """Tables, significance and figures of a group; splits: its documents in --data_dir."""
     notes, shown, compared = [], [], None
     if "test" in splits:
-        compared = significance(group, args.reference, splits, relation_ids(relations_file(group)))
+        own = {name: x["own_loss"] for name, x in paper["table2_roberta_large"].items()}
+        references = {
+            backbone: args.reference or own.get(backbone.split(" ")[0], "ATL")
+            for backbone, _ in group["rows"]
+        }
+        compared = significance(group, references, splits, relation_ids(relations_file(group)))
     if figures:
         draw = drawer(Path(args.out), shown, f"group{number} ")
         notes = draw_group(group, pairs, args.pair_losses, draw)

@@ -218,7 +218,7 @@ class Run:
 
     def tune(self, outputs):
         """The shift of the threshold with the best dev F1, with it the threshold of evidence with
-        the best dev evidence F1, and the scores of every split with both.
+        the best dev evidence F1; the scores of every split with both, and the submissions.
 
         outputs: split -> what `predict_logits` says of it.
         """
@@ -229,10 +229,10 @@ class Run:
         predicted = decode(logits, self.args.loss_type, self.args.num_labels, shift)
         features = self.data.features["dev"]
         threshold = best_evidence_threshold(predicted, features, self.rel2id, shares, gold)
-        scores = {
-            split: self.score(split, *outputs[split], shift, threshold)[0] for split in outputs
-        }
-        return {"shift": shift, "evidence_threshold": threshold} | scores
+        results, submissions = {"shift": shift, "evidence_threshold": threshold}, {}
+        for split, given in outputs.items():
+            results[split], submissions[split] = self.score(split, *given, shift, threshold)
+        return results, submissions
 
     def fuse(self, outputs):
         """The scores of every split together with pseudo documents, the threshold from dev (which
@@ -346,7 +346,8 @@ def start_folder(run, args):
     """Clears the run folder of an earlier run and writes what is known before training."""
     resume.remove_states(run.folder)
     names = "results.json metrics.jsonl predictions.json patterns.json model.safetensors README.md "
-    names += "dev_logits.npz test_logits.npz dev_fused.json test_fused.json"
+    names += "dev_logits.npz test_logits.npz dev_tuned.json test_tuned.json "
+    names += "dev_fused.json test_fused.json"
     for name in names.split():
         (run.folder / name).unlink(missing_ok=True)
     save_config(run.model, run.folder)
@@ -373,6 +374,19 @@ def complete(run):
         report(run, best, outputs)
 
 
+def show(results, title):
+    """Prints the scores of the splits; title: may name some of them in braces."""
+    for split in sorted(results.keys() & {"dev", "test"}):
+        print(f"{split}, {title.format_map(results[split])}")
+        print(evaluation.format_scores(results[split]))
+
+
+def write_submissions(folder, submissions, name):
+    """split -> submission, in the run folder if there is one."""
+    for split, submission in submissions.items() if folder else ():
+        write_json(folder / f"{split}_{name}.json", submission, indent=0)
+
+
 def report(run, best, outputs):
     """Scores the outputs (split -> what `predict_logits` says), prints and writes what is left.
 
@@ -390,21 +404,13 @@ def report(run, best, outputs):
         if folder:
             write_json(folder / "predictions.json", submission, indent=0)
     if args.tune_threshold:
-        results["tuned"] = run.tune(outputs)
-        for split in outputs:
-            print(f"{split}, threshold shifted by {results['tuned']['shift']:+.4f}")
-            print(evaluation.format_scores(results["tuned"][split]))
+        results["tuned"], submissions = run.tune(outputs)
+        show(results["tuned"], f"threshold shifted by {results['tuned']['shift']:+.4f}")
+        write_submissions(folder, submissions, "tuned")
     if args.fusion:
         results["fusion"], submissions = run.fuse(outputs)
-        for split, submission in submissions.items():
-            scores = results["fusion"][split]
-            print(
-                f"{split}, with {scores['pseudo_documents']} pseudo documents, "
-                f"{scores['seconds']:.0f} s"
-            )
-            print(evaluation.format_scores(scores))
-            if folder:
-                write_json(folder / f"{split}_fused.json", submission, indent=0)
+        show(results["fusion"], "with {pseudo_documents} pseudo documents, {seconds:.0f} s")
+        write_submissions(folder, submissions, "fused")
     if folder:
         patterns = {split: run.patterns(split, *given[:2]) for split, given in outputs.items()}
         write_json(folder / "patterns.json", patterns, indent=0)

@@ -61,38 +61,44 @@ def runs_table(table):
     return [title, markdown_table([*head, "seeds"], lines), *notes]
 
 
+COMPARED = {
+    "test": "Significance: differences (test)",
+    "tuned": "Significance: differences with the shifted thresholds (test)",
+    "fusion": "Significance: differences with fusion (test)",
+    "patterns": "Significance: differences of Table 4 (dev)",
+}
+
+
 def significance_table(found):
-    reference = plain(found["reference"])
     text = (
         f"Paired bootstrap, {found['resamples']:,} resamples: the interval is over documents and "
-        "seeds together. Each resample draws documents, and seeds of those that both losses have, "
+        "seeds together. Each resample draws documents, and seeds of those that both have, "
         "with replacement and the same for both. Where both have one seed, the interval is over "
         "documents alone; where they have few, it is too narrow. p is two-sided, at least "
-        f"{2 / (found['resamples'] + 1):.4f}."
+        f"{2 / (found['resamples'] + 1):.4f}. Compared with another loss of the same backbone, or "
+        "with another backbone that has the same loss."
     )
-    names = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1"}
-    parts = [f"### Significance: difference from {reference} (test)", text]
-    parts += differences(found["rows"], names, reference)
-    if found["patterns"]:
-        parts.append(f"### Significance: difference from {reference} (dev), Table 4")
-        parts += differences(found["patterns"], dict(zip(SHARES, SHARES, strict=True)), reference)
+    parts = []
+    for kind, title in COMPARED.items():
+        if found[kind]:
+            parts += [f"### {title}", *([] if parts else [text]), differences(found[kind])]
     return parts + [bullets(found["notes"])] * bool(found["notes"])
 
 
-def differences(rows, names, reference):
-    """The table of such rows, if any; names: of what was compared -> as shown."""
-    names = {key: name for key, name in names.items() if any(key in row for row in rows)}
-    head = ["backbone", "loss", "seeds"]
+def differences(rows):
+    names = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1"} | {x: x for x in SHARES}
+    names = {key: name for key, name in names.items() if key in rows[0]}
+    head = ["backbone", "loss", "against", "seeds"]
     for name in names.values():
-        head += [f"{name} - {reference}'s", "95 % interval", "p"]
+        head += [name, "95 % interval", "p"]
     lines = []
     for row in rows:
-        line = [row["backbone"], row["loss"], ", ".join(map(str, row["seeds"]))]
+        line = [row["backbone"], row["loss"], row["against"], ", ".join(map(str, row["seeds"]))]
         for x in (row[key] for key in names):
             line += [f"{x['difference']:+.2f}", f"{x['low']:+.2f} to {x['high']:+.2f}"]
             line.append(f"{x['p']:.4f}")
         lines.append(line)
-    return [markdown_table(head, lines)] * bool(lines)
+    return markdown_table(head, lines)
 
 
 def data_markdown(table5, table6):

@@ -2,8 +2,8 @@
 
 A run is a dict: folder, relations (path of the file that has them), classes (what it holds), seed,
 backbone, loss (its name in tables, e.g. HingeABL:joint:m3), loss_type, num_labels, settings
-(encoder and recipe, flag -> value) and data, dev, test and tuned, as in results.json (the last two
-may be None).
+(encoder and recipe, flag -> value) and data, dev, test, tuned and fusion, as in results.json (the
+last three may be None).
 """
 
 import json
@@ -38,6 +38,7 @@ LETTERS = {
     "positive_weight": "w",
 }
 SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *SHARES)
+FUSED = ("f1", "ign_f1", "evi_f1")
 
 # --- The files that train.py writes, as far as the report reads them ---------------------------
 
@@ -63,7 +64,12 @@ OPTIONAL = dict.fromkeys(DEFAULTS, Setting) | {
 }
 OPTIONAL = [(flag, kind, None) for flag, kind in OPTIONAL.items() if flag not in REQUIRED]
 Args = msgspec.defstruct("Args", [*REQUIRED.items(), *OPTIONAL])
-Scores = TypedDict("Scores", dict.fromkeys(SCORES, Share) | dict.fromkeys(PATTERNS, Count))
+Scores = dict.fromkeys(SCORES, Share) | dict.fromkeys(PATTERNS, Count)
+Scores = TypedDict("Scores", Scores | {"evi_f1": NotRequired[Share]})
+
+
+Fused = dict.fromkeys(FUSED, Share) | {"pseudo_documents": Count}
+Fused = TypedDict("Fused", Fused)
 
 
 class File(msgspec.Struct):
@@ -85,16 +91,24 @@ class Tuned(msgspec.Struct, omit_defaults=True):
     test: Scores | None = None
 
 
+class Fusion(msgspec.Struct, omit_defaults=True):
+    dev: Fused
+    test: Fused | None = None
+
+
 class Results(msgspec.Struct):
     args: Args
     data: Data
     dev: Scores
     test: Scores | None = None
     tuned: Tuned | None = None
+    fusion: Fusion | None = None
 
     def __post_init__(self):
-        if self.test and not (self.data.test and (self.tuned is None or self.tuned.test)):
-            raise ValueError("test is there, but data.test or tuned.test is missing")
+        for name in ("data", "tuned", "fusion") if self.test else ():
+            part = getattr(self, name)
+            if part and not part.test:
+                raise ValueError(f"test is there, but {name}.test is missing")
 
 
 class Flags(msgspec.Struct):
@@ -195,7 +209,7 @@ def read_run(folder):
         "loss_type": args["loss_type"],
         "num_labels": args["num_labels"],
         "settings": settings_of(args),
-        **{name: results[name] for name in ("data", "dev", "test", "tuned")},
+        **{name: results[name] for name in ("data", "dev", "test", "tuned", "fusion")},
     }
 
 
@@ -264,7 +278,7 @@ def group_runs(runs):
     """The runs by data, relations and settings: groups {data, settings, classes, rows, notes}, the
     largest first; rows:
     (backbone, loss) -> runs of distinct seeds. Where one seed ran twice, one run is taken: one with
-    a tuned threshold before one without, then the first by name; the notes say so."""
+    fusion and a tuned threshold before one without, then the first by name; the notes say so."""
     together = {}
     for run in runs:
         files = {split: x["sha256"] for split, x in run["data"].items()}
@@ -274,7 +288,7 @@ def group_runs(runs):
     groups = []
     for members in sorted(together.values(), key=lambda x: (-len(x), str(x[0]["folder"]))):
         rows, notes = {}, []
-        members.sort(key=lambda x: (x["tuned"] is None, str(x["folder"])))
+        members.sort(key=lambda x: (x["fusion"] is None, x["tuned"] is None, str(x["folder"])))
         for run in members:
             seeds = rows.setdefault((run["backbone"], run["loss"]), {})
             first = seeds.setdefault(run["seed"], run)

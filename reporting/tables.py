@@ -12,7 +12,7 @@ import pandas as pd
 from evaluation import PATTERNS, SHARES, named_facts, pattern_shares
 from inputs.documents import read_predictions
 from inputs.files import InputError
-from reporting.runs import FAULTS, SCORES, Patterns
+from reporting.runs import FAULTS, FUSED, SCORES, Patterns
 from reporting.statistics import document_counts, paired_bootstrap, scores_of_counts
 
 NOT_IN_PAPER = ("PMTEM", "NCRL", "ATGL")
@@ -31,17 +31,26 @@ TUNED = {
     "dev F1, shifted": "tuned.dev.f1",
     "shift": "tuned.shift",
 }
+EVIDENCE = {
+    "F1": "test.f1",
+    "F1, fused": "fusion.test.f1",
+    "Ign F1": "test.ign_f1",
+    "Ign F1, fused": "fusion.test.ign_f1",
+    "Evi F1": "test.evi_f1",
+    "Evi F1, fused": "fusion.test.evi_f1",
+}
 VARIANTS = MICRO | {x: f"test.{x}" for x in ("precision", "recall", "FN/F", "FN_CRK/FN")}
 
 
 def frame_of(group):
     """The runs of a group, one a row: backbone, loss, seed, and the scores by their place in
     results.json, e.g. dev.FP or tuned.test.f1; shares in percent, NaN where a run has none."""
-    parts = ("backbone", "loss", "seed", "dev", "test", "tuned")
+    parts = ("backbone", "loss", "seed", "dev", "test", "tuned", "fusion")
     runs = [run for runs in group["rows"].values() for run in runs]
     frame = pd.json_normalize([{name: run[name] for name in parts} for run in runs])
     splits = ("dev", "test", "tuned.dev", "tuned.test")
-    shares = [f"{split}.{score}" for split in splits for score in SCORES]
+    shares = [f"{split}.{score}" for split in splits for score in (*SCORES, "evi_f1")]
+    shares += [f"fusion.test.{score}" for score in FUSED]
     counts = [f"{split}.{pattern}" for split in splits for pattern in PATTERNS]
     frame = frame.reindex(columns=[*parts[:3], *shares, *counts, "tuned.shift"])
     frame[shares] *= 100
@@ -109,6 +118,7 @@ def group_tables(runs, paper):
     of_hinge, of_others = kind == "HingeABL", kind.isin(NOT_IN_PAPER)
     micro, one_loss = runs[of_atlop & ~of_others], runs[in_table2 | ~of_atlop]
     tuned, hinge = runs[runs["tuned.shift"].notna()], runs[of_hinge]
+    fused = runs[runs["fusion.test.f1"].notna()]
     tables = [
         make_table("Table 1", "false predictions, number of pairs (dev)", FALSE, runs, numbers[1]),
         make_table(
@@ -121,6 +131,9 @@ def group_tables(runs, paper):
     if len(tuned):
         title = "the threshold shifted to the best dev F1: a relation needs s_r > s_TH + shift"
         tables.append(make_table("Threshold", title, TUNED, tuned))
+    if len(fused):
+        title = "the document alone, and fused with its evidence (test)"
+        tables.append(make_table("Evidence", title, EVIDENCE, fused))
     if hinge["loss"].nunique() > 1:
         title = "HingeABL's norm (separate, unless joint) and margin (5, unless m...) (test)"
         tables.append(make_table("Variants", title, VARIANTS, hinge))
@@ -135,20 +148,27 @@ def group_tables(runs, paper):
 # --- Significance -----------------------------------------------------------------------------
 
 
-def run_counts(run, truth, facts, rel2id):
-    """`document_counts` of a run's predictions. Raises InputError where they are not those that
-    its results.json scores."""
-    path = run["folder"] / "predictions.json"
+# What is compared on test -> the run folder's submission of it.
+SUBMISSIONS = {"test": "predictions", "tuned": "test_tuned", "fusion": "test_fused"}
+
+
+def run_counts(run, kind, truth, facts, rel2id):
+    """`document_counts` of one of a run's SUBMISSIONS; None where the run was not scored so, or is
+    too old to have kept it. Raises InputError where it is not what its results.json scores."""
+    path = run["folder"] / f"{SUBMISSIONS[kind]}.json"
     if not path.exists():
-        path = path.with_name("predictions.json.gz")
+        path = path.with_name(f"{path.name}.gz")
+    scores = run["test"] if kind == "test" else (run[kind] or {}).get("test")
+    if not scores or (kind != "test" and not path.exists()):
+        return None
     predictions = read_predictions(path, truth, rel2id)
     try:
         counts = document_counts(predictions, truth, rel2id, facts or ())
     except KeyError as error:
         raise InputError(f"{path}: the test file has no document {error}") from None
     f1, ign_f1, _ = scores_of_counts(counts.sum(0))
-    same = abs(f1 - run["test"]["f1"]) < 1e-6
-    if not same or (facts is not None and abs(ign_f1 - run["test"]["ign_f1"]) > 1e-6):
+    same = abs(f1 - scores["f1"]) < 1e-6
+    if not same or (facts is not None and abs(ign_f1 - scores["ign_f1"]) > 1e-6):
         raise InputError(f"{path}: its scores are not those of results.json")
     return counts
 
@@ -170,56 +190,71 @@ def run_patterns(run):
     return counts
 
 
-def significance(group, reference, splits, rel2id, resamples=10_000):
-    """Every loss against the reference loss (of the same backbone), by paired bootstrap over the
-    documents and the seeds that both have: F1, Ign F1 and macro F1 on test, the shares of the
-    patterns on dev. splits: "test" and, for Ign F1, "train" -> documents. Returns a table whose
-    rows have what was compared, see `paired_bootstrap`, in percent."""
+def significance(group, references, splits, rel2id, resamples=10_000):
+    """Every loss against the reference loss of its backbone, and every backbone against ATLOP and
+    its own plain form with the same loss, by paired bootstrap over the documents and the seeds
+    that both have: F1, Ign F1 and macro F1 of each of SUBMISSIONS, on dev the shares of patterns.
+
+    references: backbone -> loss; splits: "test" and, for Ign F1, "train" -> documents. Returns
+    lists of what was compared, rows with the values of `paired_bootstrap` in percent.
+    """
     facts = named_facts(splits["train"]) if "train" in splits else None
-    notes, counts, patterns = [], {}, {}
+    notes, counts, patterns = [], {kind: {} for kind in SUBMISSIONS}, {}
+
+    def keep(found, row, run, read, *args):
+        try:
+            if (count := read(run, *args)) is not None:
+                found.setdefault(row, {})[run["seed"]] = count
+        except InputError as error:
+            notes.append(str(error))
+
     for row, runs in group["rows"].items():
         for run in runs:
-            try:
-                if run["test"]:
-                    found = run_counts(run, splits["test"], facts, rel2id)
-                    counts.setdefault(row, {})[run["seed"]] = found
-            except InputError as error:
-                notes.append(str(error))
-            try:
-                if (found := run_patterns(run)) is not None:
-                    patterns.setdefault(row, {})[run["seed"]] = found
-            except InputError as error:
-                notes.append(str(error))
-    rows = compared(counts, reference, resamples, notes)
-    shares, of_dev = {"scores_of": pattern_shares, "names": SHARES}, []
-    rows_of_dev = compared(patterns, reference, resamples, of_dev, **shares)
-    notes += [f"patterns.json: {note}" for note in of_dev]
+            for kind, found in counts.items():
+                keep(found, row, run, run_counts, kind, splits["test"], facts, rel2id)
+            keep(patterns, row, run, run_patterns)
+    found = {kind: compared(of_kind, references, resamples) for kind, of_kind in counts.items()}
     if facts is None:
-        for row in rows:
+        for row in sum(found.values(), []):
             del row["ign_f1"]
-    found = {"reference": reference, "resamples": resamples, "rows": rows, "notes": notes}
-    return found | {"patterns": rows_of_dev}
+    shares = {"scores_of": pattern_shares, "names": SHARES}
+    found["patterns"] = compared(patterns, references, resamples, **shares)
+    for kind, of_kind in {"": counts["test"], "patterns.json: ": patterns}.items():
+        notes += [kind + note for note in not_compared(of_kind, references)]
+    return found | {"resamples": resamples, "notes": notes}
 
 
-def compared(counts, reference, resamples, notes, **options):
+def compared(counts, references, resamples, **options):
     """counts: (backbone, loss) -> seed -> what paired_bootstrap takes of a run."""
     rows = []
     for (backbone, loss), own in counts.items():
-        base = counts.get((backbone, reference))
-        if loss == reference:
-            continue
-        seeds = [seed for seed in own if seed in (base or {})]
-        if not seeds:
-            reason = f"no runs of {reference}" if base is None else f"no seed with {reference}"
-            notes.append(f"{loss} ({backbone}): {reason} to compare with")
-            continue
-        pair = [np.stack([x[seed] for seed in seeds]) for x in (own, base)]
-        found = {
-            name: {k: float(x if k == "p" else 100 * x) for k, x in values.items()}
-            for name, values in paired_bootstrap(*pair, resamples, **options).items()
-        }
-        rows.append({"backbone": backbone, "loss": loss, "seeds": seeds} | found)
+        others = (backbone, references[backbone]), ("atlop", loss), (backbone.split(" ")[0], loss)
+        for other in dict.fromkeys(others):
+            base = counts.get(other, {})
+            seeds = [seed for seed in own if seed in base]
+            if other == (backbone, loss) or not seeds:
+                continue
+            pair = [np.stack([x[seed] for seed in seeds]) for x in (own, base)]
+            found = {
+                name: {k: float(x if k == "p" else 100 * x) for k, x in values.items()}
+                for name, values in paired_bootstrap(*pair, resamples, **options).items()
+            }
+            against = other[1] if other[0] == backbone else other[0]
+            row = {"backbone": backbone, "loss": loss, "against": against, "seeds": seeds}
+            rows.append(row | found)
     return rows
+
+
+def not_compared(counts, references):
+    """Which losses have no run that can be compared with their reference."""
+    notes = []
+    for (backbone, loss), own in counts.items():
+        reference = references[backbone]
+        base = counts.get((backbone, reference))
+        if loss != reference and not own.keys() & (base or {}).keys():
+            reason = f"no seed with {reference}" if base else f"no runs of {reference}"
+            notes.append(f"{loss} ({backbone}): {reason} to compare with")
+    return notes
 
 
 # --- Tables 5 and 6 ---------------------------------------------------------------------------

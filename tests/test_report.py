@@ -58,8 +58,9 @@ def patterns_of_documents(scores, labels, threshold, documents):
     return found
 
 
-def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, **args):
-    """A run folder as train.py leaves it, of random scores that lean to what is right."""
+def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, fused=False, **args):
+    """A run folder as train.py leaves it, of random scores that lean to what is right. Fused are
+    other predictions here, those of a lower threshold."""
     folder.mkdir(parents=True)
     args = vars(Options()) | args
     args |= {"loss_type": loss_type, "seed": seed, "data_dir": str(data), "precision": "fp32"}
@@ -78,14 +79,17 @@ def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, *
         scores[:, 0] += rng.choice([1.5, 3.5], size=len(labels))
         scores = torch.from_numpy(scores.astype(np.float32))
         features = [{"title": d["title"], "entity_pos": d["vertexSet"]} for d in truth]
-        for shift in (0.0, 0.25):
+        for shift, kind in ((0.0, ""), (0.25, "tuned" * tuned), (-0.25, "fusion" * fused)):
             predicted = decode(scores, loss_type, 4, shift)
             submission = to_official(predicted, features, REL2ID)
             threshold = threshold_of(scores, loss_type).numpy()
             found = evaluate(submission, truth, splits["train"])
             found |= count_patterns(scores.numpy(), labels, threshold + shift)
-            if shift and tuned:
-                results.setdefault("tuned", {"shift": shift})[split] = found
+            if kind:
+                found |= {"pseudo_documents": 3}
+                results.setdefault(kind, {"shift": shift})[split] = found
+                name = f"{split}_{'fused' if kind == 'fusion' else kind}.json"
+                (folder / name).write_text(json.dumps(submission))
             elif not shift:
                 results[split] = found
                 kept[split] = patterns_of_documents(scores, labels, threshold, truth)
@@ -106,11 +110,14 @@ def made(data, tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     for seed in (1, 5, 42):
         write_run(root / f"runs/atl/seed{seed}", data, "ATL", seed, tuned=seed < 40)
-        write_run(root / f"runs/hinge-{seed}", data, "HingeABL", seed)
+        write_run(root / f"runs/hinge-{seed}", data, "HingeABL", seed, tuned=seed == 5, fused=True)
     write_run(root / "runs/joint", data, "HingeABL", 5, hinge_norm="joint", logits=False)
     write_run(root / "runs/m3", data, "HingeABL", 66, margin=3.0, logits=False)
     write_run(root / "runs/softmax", data, "balance_softmax", 1)
     write_run(root / "runs/unet", data, "HingeABL", 1, backbone="docunet", logits=False)
+    evidence = {"backbone": "dreeam", "logits": False, "fused": True}
+    write_run(root / "runs/dreeam", data, "HingeABL", 1, **evidence)
+    write_run(root / "runs/taught", data, "HingeABL", 1, evidence_weight=0.1, **evidence)
     pair = ["--pair", "test 1", "0", "1", "--pair", "dev 0", "Name 3", "Name 2"]
     where = ["--runs", str(root / "runs"), "--out", str(root / "out"), "--data_dir", str(data)]
     report.main([*where, *pair])
@@ -118,8 +125,11 @@ def made(data, tmp_path_factory):
     return root / "out", read(root / "out/report.json"), markdown
 
 
-def row_of(table, loss, backbone="atlop"):
-    (row,) = (x for x in table["rows"] if (x["loss"], x["backbone"]) == (loss, backbone))
+def row_of(rows, loss, backbone="atlop", **more):
+    """The row of a loss, in a table or a list."""
+    rows = rows["rows"] if isinstance(rows, dict) else rows
+    wanted = {"loss": loss, "backbone": backbone} | more
+    (row,) = (x for x in rows if wanted.items() <= x.items())
     return row
 
 
@@ -257,8 +267,8 @@ def test_data_tables_on_the_real_dev_split():
 def test_significance_in_the_report(made, data):
     out, found, markdown = made
     compared = found["groups"][0]["significance"]
-    row = row_of(compared, "HingeABL")
-    assert row["seeds"] == [1, 5, 42] and row_of(compared, "HingeABL:joint")["seeds"] == [5]
+    row = row_of(compared["test"], "HingeABL")
+    assert row["seeds"] == [1, 5, 42] and row_of(compared["test"], "HingeABL:joint")["seeds"] == [5]
     truth, facts = (read(data / f"{x}_revised.json") for x in ("test", "train"))
     means, folders_of = {}, {}
     for name in ("hinge-{}", "atl/seed{}"):
@@ -275,9 +285,9 @@ def test_significance_in_the_report(made, data):
         difference = 100 * (means["hinge-{}"][score] - means["atl/seed{}"][score])
         assert row[score]["difference"] == pytest.approx(difference)
         assert row[score]["low"] <= difference <= row[score]["high"]
-    text = f"| atlop | HingeABL | 1, 5, 42 | {row['f1']['difference']:+.2f} | "
+    text = f"| atlop | HingeABL | ATL | 1, 5, 42 | {row['f1']['difference']:+.2f} | "
     assert f"{text}{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f} |" in markdown
-    (row,) = (x for x in compared["patterns"] if x["loss"] == "HingeABL")
+    row = row_of(compared["patterns"], "HingeABL")
     for name in SHARES:
         runs = [
             [read(x / "results.json") for x in folders_of[y]] for y in ("hinge-{}", "atl/seed{}")
@@ -287,8 +297,42 @@ def test_significance_in_the_report(made, data):
         assert row[name]["low"] <= row[name]["difference"] <= row[name]["high"]
     assert f"| {row['FN/F']['low']:+.2f} to {row['FN/F']['high']:+.2f} |" in markdown
     assert "HingeABL:m3 (atlop): no seed with ATL to compare with" in compared["notes"]
-    assert "HingeABL (docunet): no runs of ATL to compare with" in compared["notes"]
+    assert "HingeABL (docunet): no runs of balance_softmax to compare with" in compared["notes"]
     assert "the interval is over documents and seeds together" in markdown
+
+
+def test_shifted_and_fused_scores_are_compared_too(made, data):
+    """So are backbones of the same loss, with ATLOP and with their own plain form."""
+    out, found, markdown = made
+    compared, runs = found["groups"][0]["significance"], out.parent / "runs"
+    taught = "dreeam (evidence_weight 0.1)"
+    tuned, fused = (compared[kind] for kind in ("tuned", "fusion"))
+    against = [(x["backbone"], x["against"]) for x in fused]
+    assert against == [("dreeam", "atlop"), (taught, "atlop"), (taught, "dreeam")]
+    assert [(x["loss"], x["against"]) for x in tuned] == [("HingeABL", "ATL")]
+    unfused = [(x["backbone"], x["against"]) for x in compared["test"] if x["against"] != "ATL"]
+    assert unfused == [("docunet", "atlop"), *against]
+
+    truth, facts = (read(data / f"{x}_revised.json") for x in ("test", "train"))
+    for kind, row, files in (
+        ("tuned", tuned[0], ("hinge-5/test_tuned", "atl/seed5/test_tuned")),
+        ("fusion", fused[2], ("taught/test_fused", "dreeam/test_fused")),
+    ):
+        first, second = (evaluate(read(runs / f"{x}.json"), truth, facts) for x in files)
+        for score in SCORES:
+            expected = 100 * (first[score] - second[score])
+            assert row[score]["difference"] == pytest.approx(expected), kind
+        interval = f"{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f}"
+        assert f"{row['f1']['difference']:+.2f} | {interval} |" in markdown
+
+    table = {x["name"]: x for x in found["groups"][0]["tables"]}["Evidence"]
+    results = read(runs / "taught/results.json")
+    cells = row_of(table, "HingeABL", taught)["cells"]
+    for column, name in {"F1": "f1", "Ign F1": "ign_f1", "Evi F1": "evi_f1"}.items():
+        assert cells[column]["mean"] == pytest.approx(100 * results["test"][name])
+        fused = 100 * results["fusion"]["test"][name]
+        assert cells[f"{column}, fused"]["mean"] == pytest.approx(fused)
+    assert [x["backbone"] for x in table["rows"]] == ["atlop", "dreeam", taught]
 
 
 # --- Groups and folders that are no runs ------------------------------------------------------
@@ -388,7 +432,7 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     }.items():
         reason = reasons.pop(name)
         assert reason.startswith(no_run) and reason.endswith(f" - at `$.{field}`")
-    assert "data.test or tuned.test is missing" in reasons.pop("untested")
+    assert "data.test is missing" in reasons.pop("untested")
     assert reasons.pop("unfinished") == "unfinished: it has no results.json"
     assert reasons.pop("evaluation") == "only evaluates gone/run, whose results.json is not there"
     assert reasons.pop("other").startswith("not a run")
@@ -454,7 +498,8 @@ def test_figures_exist_and_parse(made):
     names = {file.split("/")[1].removesuffix(".png") for file in shown}
     assert names == {
         *(f"group1-atlop-{x}" for x in ("curves", "patterns", "shift", "pair1", "pair2")),
-        "group1-docunet-curves", "group1-docunet-patterns", "figure3", "appendix-e",
+        *(f"group1-{x}-{y}" for x in ("docunet", "dreeam", "dreeam-evidence_weight-0.1")
+          for y in ("curves", "patterns")), "figure3", "appendix-e",
     }  # fmt: skip
     for file in shown:
         assert f"]({file})" in markdown

@@ -195,7 +195,7 @@ def test_the_tables_of_the_report():
         for name in SHARES:
             assert row[name] == f"{100 * dev[name]:.2f}"
     (group,) = read(RUNS / "report/report.json")["groups"]
-    (tested,), (of_dev,) = (group["significance"][x] for x in ("rows", "patterns"))
+    (tested,), (of_dev,) = (group["significance"][x] for x in ("test", "patterns"))
     assert [str(seed) for seed in tested["seeds"]] == seeds
     claims = {row["claim"][:2]: row["so far"] for row in rows_of(page, "claim")}
     found = [(claim, tested[score]) for claim, score in (("C1", "f1"), ("C1", "ign_f1"))]

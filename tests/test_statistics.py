@@ -169,6 +169,8 @@ def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path):
             assert shift == best_shift(margins(logits).numpy(), labels, len(gold_facts(truth)))
         features = [{"title": d["title"], "entity_pos": d["vertexSet"]} for d in truth]
         submission = to_official(decode(logits, "SAT", 4, shift), features, relation_ids())
+        kept = read(folder / f"{split}_tuned.json")
+        assert [x | {"evidence": []} for x in kept] == [x | {"evidence": []} for x in submission]
         expected = evaluate(submission, truth, facts)
         found = first["tuned"][split]
         del expected["evi_f1"]  # of shares, which are not kept
