@@ -3,14 +3,17 @@
 # OUT/report/report.md. Finished runs are not run again, so it can be stopped and started anew. Cut
 # it down with
 #   SEEDS       default "1 5 42 66 233"
-#   BACKBONES   default "atlop docunet kd_docre"
+#   BACKBONES   default "atlop docunet kd_docre"; others: dreeam, and dreeam:e0.1 (or of any
+#               backbone), which learns from evidence (--evidence_weight)
 #   RECIPE      roberta (default) or minilm: which of scripts/run_*.sh to run
 #   ENCODER     default: the recipe's
 #   DATA        folder of the data files; default: REDOCRED_DIR, or Re-DocRED is downloaded
 #   OUT         default runs/table2-$RECIPE
-#   JOBS      runs at once, one thread or one GPU each; default 1
+#   JOBS        runs at once, one thread or one GPU each; default 1
 # Flags given to this script go to every run:
 #   SEEDS=66 RECIPE=minilm bash scripts/run_table2.sh --num_train_epochs 4
+# Evidence and fusion, with ATL and with HingeABL:
+#   BACKBONES="atlop dreeam dreeam:e0.05" bash scripts/run_table2.sh --tune_threshold --fusion
 set -euo pipefail
 RECIPE="${RECIPE:-roberta}"
 source "$(dirname "${BASH_SOURCE[0]}")/run_many.sh"
@@ -18,14 +21,20 @@ OUT="${OUT:-$ROOT/runs/table2-$RECIPE}"
 
 for seed in $SEEDS; do
   for backbone in ${BACKBONES:-atlop docunet kd_docre}; do
-    case "$backbone" in
-      atlop) own=ATL ;;
+    kind="${backbone%%:*}" weight=()
+    case "$kind" in
+      atlop | dreeam) own=ATL ;;
       docunet) own=balance_softmax ;;
       kd_docre) own=AFL ;;
       *) fail "BACKBONES: $backbone is unknown" ;;
     esac
+    if [[ "$backbone" =~ :e([0-9.]+)$ ]]; then
+      weight=(--evidence_weight "${BASH_REMATCH[1]}")
+    elif [[ "$backbone" == *:* ]]; then
+      fail "BACKBONES: $backbone: there is only :e0.1, the weight of the evidence"
+    fi
     for loss in "$own" HingeABL; do
-      add_run "$backbone-$loss" "$seed" --backbone "$backbone" --loss_type "$loss"
+      add_run "${backbone//:/-}-$loss" "$seed" --backbone "$kind" --loss_type "$loss" "${weight[@]}"
     done
   done
 done

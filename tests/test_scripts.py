@@ -30,7 +30,8 @@ print("starts", flush=True)
 time.sleep(float(os.environ.get("SLEEP", 0)))
 results = json.load(open({template!r}))
 for name, kind in (("loss_type", str), ("seed", int), ("margin", float), ("hinge_norm", str),
-                   ("entropy_weight", list), ("ncrl_shift", float), ("positive_weight", float)):
+                   ("entropy_weight", list), ("ncrl_shift", float), ("positive_weight", float),
+                   ("backbone", str), ("evidence_weight", float)):
     if "--" + name in given:
         results["args"][name] = kind(given["--" + name])
 os.makedirs(given["--output_dir"])
@@ -147,8 +148,8 @@ def table3(data, tmp_path):
     cut = {"SEEDS": "1 5", "LOSSES": "ATL HingeABL:joint:m3 HingeABL:m5 AML", "RECIPE": "bert"}
     where = {"PYTHON": str(stub), "DATA": str(data), "OUT": str(tmp_path / "out")}
 
-    def start(process=subprocess.run, **change):
-        command = ["bash", str(ROOT / "scripts/run_table3.sh"), "--num_train_epochs", "1"]
+    def start(process=subprocess.run, name="run_table3.sh", **change):
+        command = ["bash", str(ROOT / "scripts" / name), "--num_train_epochs", "1"]
         env = {k: x for k, x in os.environ.items() if k != "OMP_NUM_THREADS"} | cut | where | change
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         if process != subprocess.run:  # a group that can be interrupted, also where we cannot
@@ -225,6 +226,22 @@ def test_run_table3(table3, tmp_path):
     assert tables["Other losses"] == expected and "ATGL" not in tables["Table 3"]
     result = start(LOSSES="ATL:m3")
     assert result.returncode == 2 and "error: LOSSES: ATL:m3: :m3 is unknown" in result.stderr
+
+
+def test_run_table2(table3, tmp_path):
+    start, _ = table3
+    backbones = "atlop docunet kd_docre dreeam dreeam:e0.1"
+    result = start(name="run_table2.sh", BACKBONES=backbones, SEEDS="1")
+    assert result.returncode == 0, result.stderr
+    group = read(tmp_path / "out/report/report.json")["groups"][0]
+    rows = [(x["backbone"], x["loss"]) for x in group["tables"][1]["rows"]]
+    own = {"atlop": "ATL", "docunet": "balance_softmax", "kd_docre": "AFL"}
+    own |= {"dreeam": "ATL", "dreeam (evidence_weight 0.1)": "ATL"}
+    assert rows == [(x, loss) for x in own for loss in (own[x], "HingeABL")]
+    assert (tmp_path / "out/dreeam-e0.1-HingeABL-seed1").is_dir()
+    for name in ("dream", "atlop:m3"):
+        result = start(name="run_table2.sh", BACKBONES=name)
+        assert result.returncode == 2 and f"error: BACKBONES: {name}" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "minilm"])
