@@ -121,12 +121,16 @@ def test_the_tables_of_the_precisions(name, monkeypatch, capsys):
 
 
 def check_results(folder, documents):
-    with gzip.open(folder / "predictions.json.gz", "rt") as file:
-        found = scores_of(json.load(file), *documents)
-    test = read(folder / "results.json")["test"]
-    names = {"F1": "f1", "Ign F1": "ign_f1", "macro F1": "macro_f1"}
-    for name, value in found.items():
-        assert value == pytest.approx(100 * test[names.get(name, name)], abs=1e-4), name
+    results = read(folder / "results.json")
+    for path in folder.glob("*.json.gz"):
+        with gzip.open(path, "rt") as file:
+            found = scores_of(json.load(file), *documents)
+        kind = {"predictions": None, "test_tuned": "tuned", "test_fused": "fusion"}
+        kind = kind[path.name.removesuffix(".json.gz")]
+        test = (results[kind] if kind else results)["test"]
+        names = {"F1": "f1", "Ign F1": "ign_f1", "macro F1": "macro_f1"}
+        for name, value in found.items():
+            assert value == pytest.approx(100 * test[names.get(name, name)], abs=1e-4), name
 
 
 def rows_of(page, first_column):
@@ -204,6 +208,26 @@ def test_the_tables_of_the_report():
         assert f"{x['difference']:+.2f}" in claims[claim]
         assert f"({x['low']:.2f} to {x['high']:.2f})" in claims[claim]
     assert f"{of_atl(seeds):.1f} % on dev" in claims["C5"]
+
+
+def test_the_table_of_evidence():
+    page = (ROOT / "docs/results.md").read_text()
+    page = page[page.index("## Evidence and fusion") :]
+    columns = {"F1": "f1", "Ign F1": "ign_f1", "Evi F1": "evi_f1", "macro F1": "macro_f1"}
+    for row in rows_of(page, "model"):
+        model, loss, seed, *kind = row["model"].split(", ")
+        run = RUNS / f"{'' if model == 'ATLOP' else model + '-'}{loss}-{seed.replace(' ', '')}"
+        results = read(run / "results.json")
+        scores = {"": results, "threshold shifted": results["tuned"], "fused": results["fusion"]}
+        scores = scores["".join(kind)]["test"]
+        for shown, name in columns.items():
+            assert row[shown] == f"{100 * scores[name]:.2f}", row["model"]
+    (group,) = read(RUNS / "report/report.json")["groups"]
+    for kind in ("tuned", "fusion"):
+        (row,) = group["significance"][kind]
+        x = row["f1"]
+        interval = f"{x['difference']:+.2f} F1 ({x['low']:.2f} to {x['high']:.2f})"
+        assert interval in " ".join(page.split())
 
 
 def of_atl(seeds):
