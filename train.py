@@ -120,6 +120,7 @@ class Run:
 
     def __init__(self, args, like=None):
         self.args = args
+        self.commit = commit_of(Path(__file__).parent)  # now: another may lie there when it ends
         self.rel2id = relation_ids(args.rel2id)
         self.tokenizer = load_tokenizer(tokenizer_name(args))
         trains = not args.load_path
@@ -284,7 +285,7 @@ class Run:
         return {
             "args": vars(args) | {"rel2id": os.path.relpath(args.rel2id)},
             "data": self.data.description,
-            "commit": commit_of(Path(__file__).parent),
+            "commit": self.commit,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),

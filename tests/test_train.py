@@ -61,6 +61,15 @@ def test_same_seed_same_numbers(demo, finished, tmp_path):
     assert without_times(tmp_path / "c") != without_times(finished)
 
 
+def test_the_commit_is_that_of_the_start(demo, tmp_path, monkeypatch):
+    """Long runs go on while the code is changed."""
+    commits, run = ["start"], train.Training.__call__
+    monkeypatch.setattr(train, "commit_of", lambda folder: commits[-1])
+    monkeypatch.setattr(train.Training, "__call__", lambda x: commits.append("end") or run(x))
+    train.main(flags(demo, tmp_path / "run", "--num_train_epochs", "1"))
+    assert read(tmp_path / "run/results.json")["commit"] == "start" != commits[-1]
+
+
 def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     where = ["--data_dir", str(demo), "--load_path", str(finished), "--device", "cpu"]
