@@ -109,9 +109,9 @@ def paper_numbers(paper):
     }
 
 
-def group_tables(runs, paper):
+def group_tables(runs, paper, of_paper=True):
     """Tables 1, 2, 3, 4 and 7 of a group's runs (see `frame_of`), then those beyond the paper that
-    it has runs for."""
+    it has runs for. of_paper: its relations are the paper's, whose numbers then stand beside."""
     numbers, of_atlop = paper_numbers(paper), runs["backbone"] == "atlop"
     in_table2 = pd.MultiIndex.from_frame(runs[["backbone", "loss"]]).isin(list(numbers[2]))
     kind = runs["loss"].str.split(":").str[0]
@@ -119,15 +119,22 @@ def group_tables(runs, paper):
     micro, one_loss = runs[of_atlop & ~of_others], runs[in_table2 | ~of_atlop]
     tuned, hinge = runs[runs["tuned.shift"].notna()], runs[of_hinge]
     fused = runs[runs["fusion.test.f1"].notna()]
-    tables = [
-        make_table("Table 1", "false predictions, number of pairs (dev)", FALSE, runs, numbers[1]),
-        make_table(
-            "Table 2", "backbones (test; the paper: RoBERTa-large)", MICRO, one_loss, numbers[2]
-        ),
-        make_table("Table 3", "losses (test; the paper: BERT-base)", MICRO, micro, numbers[3]),
-        make_table("Table 4", "shares of the prediction patterns (dev)", TABLE_4, runs, numbers[4]),
-        make_table("Table 7", "macro scores (test; the paper: BERT-base)", MACRO, runs, numbers[7]),
-    ]
+    tables = []
+    for number, title, encoder, columns, chosen in (
+        (1, "false predictions, number of pairs (dev)", None, FALSE, runs),
+        (2, "backbones (test)", "RoBERTa-large", MICRO, one_loss),
+        (3, "losses (test)", "BERT-base", MICRO, micro),
+        (4, "shares of the prediction patterns (dev)", None, TABLE_4, runs),
+        (7, "macro scores (test)", "BERT-base", MACRO, runs),
+    ):
+        if encoder and of_paper:
+            title = f"{title[:-1]}; the paper: {encoder})"
+        printed = numbers[number] if of_paper else None
+        tables.append(make_table(f"Table {number}", title, columns, chosen, printed))
+    if of_paper:
+        printed = paper["table3_bert_base_micro"].items()
+        tables[2]["notes"] = [f"{loss}: {x['note']}" for loss, x in printed if "note" in x]
+    tables = [table for table in tables if table["rows"]]
     if len(tuned):
         title = "the threshold shifted to the best dev F1: a relation needs s_r > s_TH + shift"
         tables.append(make_table("Threshold", title, TUNED, tuned))
@@ -140,8 +147,6 @@ def group_tables(runs, paper):
     if of_others.any():
         title = "losses that the paper does not compare (test)"
         tables.append(make_table("Other losses", title, VARIANTS, runs[of_others]))
-    printed = paper["table3_bert_base_micro"].items()
-    tables[2]["notes"] = [f"{loss}: {x['note']}" for loss, x in printed if "note" in x]
     return tables
 
 

@@ -214,6 +214,19 @@ def test_paper_numbers_stand_beside_and_cells_without_runs_say_so(made):
     assert "these are not the paper's data" in markdown
 
 
+def test_another_corpus_has_no_numbers_of_the_paper(data, tmp_path):
+    folder = write_run(tmp_path / "runs/a", data, logits=False)
+    own = {f"my {name}": number for name, number in REL2ID.items()}
+    (folder / "rel2id.json").write_text(json.dumps(own))
+    report.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    tables = read(tmp_path / "out/report.json")["groups"][0]["tables"]
+    assert [x["name"] for x in tables] == [f"Table {x}" for x in (1, 2, 3, 4, 7)]
+    assert all([row["loss"] for row in x["rows"]] == ["ATL"] for x in tables)
+    markdown = re.sub(" +", " ", (tmp_path / "out/report.md").read_text())
+    assert "### Table 3: losses (test)\n\n| loss | F1 | Ign F1 | seeds |" in markdown
+    assert "(paper)" not in markdown and "these are not" not in markdown
+
+
 def test_variants_and_tuned_thresholds_have_tables(made):
     out, found, _ = made
     tables = {x["name"]: x for x in found["groups"][0]["tables"]}

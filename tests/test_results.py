@@ -103,6 +103,23 @@ def test_cdrs_table():
         assert row["F1, threshold shifted by dev"] == shifted
 
 
+def test_what_the_page_says_of_cdr():
+    page = (ROOT / "docs/results.md").read_text()
+    text = " ".join(page[page.index("## CDR") : page.index("## Too few steps")].split())
+    runs = [read(x / "results.json") for x in runs_in("cdr")]
+    for loss in ("ATL", "HingeABL"):
+        own = [x for x in runs if x["args"]["loss_type"] == loss]
+        seeds = " and ".join(map(str, sorted(x["args"]["seed"] for x in own)))
+        f1 = mean([100 * x["test"]["f1"] for x in own])
+        assert re.search(rf"{loss} (has )?{f1} (F1 )?\(seeds? {seeds}\)", text), loss
+    compared = read(ROOT / "results/cdr/report/report.json")["groups"][0]["significance"]
+    (tested,), (of_dev,) = (compared[x] for x in ("test", "patterns"))
+    for x in (tested["f1"], of_dev["F/(T+F)"], of_dev["FN/F"]):
+        interval = re.escape(f"{x['difference']:+.2f}") + r"[^-+\d]*(95 %[^-+\d]*)?"
+        interval += re.escape(f"{x['low']:.2f} to {x['high']:.2f}")
+        assert re.search(interval, text), x
+
+
 @pytest.mark.parametrize("folder", runs_in("precision/mini"), ids=str)
 def test_minis_results_are_those_of_the_predictions(folder):
     files = [shared("redocred-mini") / f"{split}_revised.json" for split in ("test", "train")]
