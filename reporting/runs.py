@@ -64,12 +64,11 @@ OPTIONAL = dict.fromkeys(DEFAULTS, Setting) | {
 }
 OPTIONAL = [(flag, kind, None) for flag, kind in OPTIONAL.items() if flag not in REQUIRED]
 Args = msgspec.defstruct("Args", [*REQUIRED.items(), *OPTIONAL])
-Scores = dict.fromkeys(SCORES, Share) | dict.fromkeys(PATTERNS, Count)
-Scores = TypedDict("Scores", Scores | {"evi_f1": NotRequired[Share]})
-
-
-Fused = dict.fromkeys(FUSED, Share) | {"pseudo_documents": Count}
-Fused = TypedDict("Fused", Fused)
+Scores = TypedDict(
+    "Scores",
+    dict.fromkeys(SCORES, Share) | dict.fromkeys(PATTERNS, Count) | {"evi_f1": NotRequired[Share]},
+)
+Fused = TypedDict("Fused", dict.fromkeys(FUSED, Share) | {"pseudo_documents": Count})
 
 
 class File(msgspec.Struct):

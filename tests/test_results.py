@@ -113,8 +113,8 @@ def test_what_the_page_says_of_cdr():
         f1 = mean([100 * x["test"]["f1"] for x in own])
         assert re.search(rf"{loss} (has )?{f1} (F1 )?\(seeds? {seeds}\)", text), loss
     compared = read(ROOT / "results/cdr/report/report.json")["groups"][0]["significance"]
-    (tested,), (of_dev,) = (compared[x] for x in ("test", "patterns"))
-    for x in (tested["f1"], of_dev["F/(T+F)"], of_dev["FN/F"]):
+    (tested,), (shifted,), (of_dev,) = (compared[x] for x in ("test", "tuned", "patterns"))
+    for x in (tested["f1"], shifted["f1"], of_dev["F/(T+F)"], of_dev["FN/F"]):
         interval = re.escape(f"{x['difference']:+.2f}") + r"[^-+\d]*(95 %[^-+\d]*)?"
         interval += re.escape(f"{x['low']:.2f} to {x['high']:.2f}")
         assert re.search(interval, text), x
