@@ -280,7 +280,7 @@ def report_group(number, group, splits, pairs, paper, args):
     return {
         "settings": group["settings"],
         "data": group["data"],
-        "tables": group_tables(runs, paper, group["classes"] == relation_ids()),
+        "tables": group_tables(runs, paper, group["of_paper"]),
         "significance": compared,
         "figures": shown,
         "notes": notes,

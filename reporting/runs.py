@@ -274,8 +274,8 @@ def order_of(row):
 
 
 def group_runs(runs):
-    """The runs by data, relations and settings: groups {data, settings, classes, rows, notes}, the
-    largest first; rows:
+    """The runs by data, relations and settings: groups {data, settings, classes, of_paper, rows,
+    notes}, the largest first; of_paper: whether the relations are the paper's; rows:
     (backbone, loss) -> runs of distinct seeds. Where one seed ran twice, one run is taken: one with
     fusion and a tuned threshold before one without, then the first by name; the notes say so."""
     together = {}
@@ -303,7 +303,7 @@ def group_runs(runs):
         first = members[0]
         groups.append(
             {name: first[name] for name in ("data", "settings", "classes")}
-            | {"rows": rows, "notes": notes}
+            | {"of_paper": first["classes"] == relation_ids(), "rows": rows, "notes": notes}
         )
     return groups
 

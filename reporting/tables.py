@@ -109,7 +109,7 @@ def paper_numbers(paper):
     }
 
 
-def group_tables(runs, paper, of_paper=True):
+def group_tables(runs, paper, of_paper):
     """Tables 1, 2, 3, 4 and 7 of a group's runs (see `frame_of`), then those beyond the paper that
     it has runs for. of_paper: its relations are the paper's, whose numbers then stand beside."""
     numbers, of_atlop = paper_numbers(paper), runs["backbone"] == "atlop"
