@@ -62,7 +62,7 @@ def test_every_change_of_a_runs_results(runs, monkeypatch, capsys):
         {"a": []},
     ]
     contents = chain(
-        (as_bytes(value) for _, value in every_change(base, values, step=11)),
+        (as_bytes(value) for _, value in every_change(base, values, step=23)),
         (change(as_bytes(base)) for change in BYTES.values()),
     )
     for content in contents:

@@ -54,9 +54,10 @@ def model_of(backbone, positions):
     return model
 
 
-@pytest.mark.parametrize("backbone", CASES)
+@pytest.mark.parametrize("backbone", ["dreeam", "docunet", "kd_docre"])
 def test_onnx_gives_what_the_model_does(tmp_path, committed_golden, backbone, capfd):
-    """Also on real features, which the script's own check does not see."""
+    """Also on real features, which the script's own check does not see. ATLOP's graph is a part of
+    DREEAM's."""
     onnxruntime = runtime()
     model, path = model_of(backbone, 300), tmp_path / "model.onnx"
     tokenizer = load_tokenizer(committed_golden / "tokenizer")
