@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModel, PreTrainedTokenizerFast
 
+import report
 import train
 from encoders.loading import (
     build_encoder,
@@ -251,3 +253,26 @@ def folder(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def extractor(folder):
     return RelationExtractor.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def made(data, tmp_path_factory):
+    """A folder of runs, and its report as (out, report.json, report.md)."""
+    from made_runs import write_run  # which needs this file
+
+    root = tmp_path_factory.mktemp("made")
+    for seed in (1, 5, 42):
+        write_run(root / f"runs/atl/seed{seed}", data, "ATL", seed, tuned=seed < 40)
+        write_run(root / f"runs/hinge-{seed}", data, "HingeABL", seed, tuned=seed == 5, fused=True)
+    write_run(root / "runs/joint", data, "HingeABL", 5, hinge_norm="joint", logits=False)
+    write_run(root / "runs/m3", data, "HingeABL", 66, margin=3.0, logits=False)
+    write_run(root / "runs/softmax", data, "balance_softmax", 1)
+    write_run(root / "runs/unet", data, "HingeABL", 1, backbone="docunet", logits=False)
+    evidence = {"backbone": "dreeam", "logits": False, "fused": True}
+    write_run(root / "runs/dreeam", data, "HingeABL", 1, **evidence)
+    write_run(root / "runs/taught", data, "HingeABL", 1, evidence_weight=0.1, **evidence)
+    pair = ["--pair", "test 1", "0", "1", "--pair", "dev 0", "Name 3", "Name 2"]
+    where = ["--runs", str(root / "runs"), "--out", str(root / "out"), "--data_dir", str(data)]
+    report.main([*where, *pair])
+    markdown = re.sub(" +", " ", (root / "out/report.md").read_text())  # columns are padded
+    return root / "out", read(root / "out/report.json"), markdown

@@ -8,7 +8,7 @@ from itertools import chain, count
 import pytest
 from conftest import REL2ID, read
 from hostile import BYTES, as_bytes, changed, every_change, hostile_arrays
-from test_report import write_run
+from made_runs import write_run
 
 import report
 

@@ -13,8 +13,8 @@ from html.parser import HTMLParser
 import torch
 from conftest import ROOT, make_document, read
 from hostile import BASE, Payload, outcome
+from made_runs import write_run
 from test_hostile_runs import reported
-from test_report import write_run
 
 import evaluation
 import predict

@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-import test_report
 from conftest import ROOT, read
+from made_runs import write_run
 
 STUB = """#!{python}
 # Stands for python: train.py copies a finished run and puts in the flags; with SLEEP there is no
@@ -143,7 +143,7 @@ def test_an_environment_whose_python_is_gone_is_installed_anew(fresh, tmp_path):
 @pytest.fixture
 def table3(data, tmp_path):
     """What starts run_table3.sh, train.py being a stub, and the finished run that it copies."""
-    run = test_report.write_run(tmp_path / "finished", data, "ATL", 1, logits=False)
+    run = write_run(tmp_path / "finished", data, "ATL", 1, logits=False)
     template = str(run / "results.json")
     stub = tmp_path / "python"
     stub.write_text(STUB.format(python=sys.executable, template=template))

@@ -1,0 +1,256 @@
+"""The report of folders: which runs belong together, what is no run, what the figures show."""
+
+import json
+import math
+import shutil
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import torch
+from conftest import REL2ID, ROOT, read
+from made_runs import labels_of, row_of, write_run
+
+import report
+from inputs.files import InputError, run_main
+from reporting import figures
+from reporting.runs import find_runs, group_runs
+from reporting.tables import data_tables
+
+PAPER = read(ROOT / "meta/paper_results.json")
+
+
+# --- Groups and folders that are no runs ------------------------------------------------------
+
+
+def test_runs_that_differ_are_never_averaged(data, tmp_path):
+    write_run(tmp_path / "a", data)
+    write_run(tmp_path / "b", data, seed=5)
+    changes = {
+        "rate": {"learning_rate": 1e-3},
+        "encoder": {"model_name_or_path": "roberta-large"},
+        "cap": {"num_labels": 3},
+        "flag": {"of_another_version": 3},
+        "precision": {},
+        "data": {},
+    }
+    for name, change in changes.items():
+        write_run(tmp_path / name, data, seed=5, **change)
+    for name, path in {
+        "precision": ("args", "precision"),
+        "data": ("data", "dev", "sha256"),
+    }.items():
+        results = read(tmp_path / name / "results.json")
+        record = results
+        for key in path[:-1]:
+            record = record[key]
+        record[path[-1]] = "other"
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    # these do not change a score, or name a row
+    write_run(tmp_path / "batch", data, seed=7, test_batch_size=3, device="cuda", wandb="offline")
+    write_run(tmp_path / "margin", data, "AML", seed=7, margin=2.0)
+    write_run(tmp_path / "gamma", data, "AFL", seed=7, gamma=2.0)
+    write_run(tmp_path / "taught", data, seed=7, backbone="dreeam", evidence_weight=0.1)
+    write_run(tmp_path / "untaught", data, seed=7, backbone="dreeam")
+    write_run(tmp_path / "unet", data, seed=7, backbone="docunet", down_dim=128)
+    # weights of unknown training: each checkpoint counts as a seed, apart from all that was trained
+    write_run(tmp_path / "x1", data, load_path="released/x1.pt")
+    write_run(tmp_path / "x2", data, load_path="released/x2.pt")
+    groups = group_runs(find_runs(tmp_path, tmp_path / "out")[0])
+    members = [sorted(run["folder"].name for x in g["rows"].values() for run in x) for g in groups]
+    assert members[0] == ["a", "b", "batch", "gamma", "margin", "taught", "unet", "untaught"]
+    assert members[1] == ["x1", "x2"] and list(groups[1]["rows"]) == [("atlop", "ATL")]
+    assert sorted(x for (x,) in members[2:]) == sorted(changes)
+    assert [*groups[0]["rows"]] == [
+        *(("atlop", x) for x in ("ATL", "AML:m2", "AFL:g2")), ("docunet (down_dim 128)", "ATL"),
+        ("dreeam", "ATL"), ("dreeam (evidence_weight 0.1)", "ATL"),
+    ]  # fmt: skip
+
+
+def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys):
+    root = tmp_path / "runs"
+    write_run(root / "sound", data, logits=False)
+    shutil.copytree(root / "sound", root / "twin")
+    for name, content in {
+        "empty": "",
+        "cut": (root / "sound/results.json").read_text()[:500],
+        "foreign": '{"accuracy": 0.9}',
+        "list": "[]",
+    }.items():
+        (root / name).mkdir()
+        (root / name / "results.json").write_text(content)
+    for name, change in {
+        "nan": ("dev", "f1", math.nan),
+        "high": ("dev", "f1", 1.5),
+        "count": ("test", "FP", None),
+        "loss": ("args", "loss_type", "X"),
+        "margin": ("args", "margin", "x"),
+        "flag": ("args", "learning_rate", []),
+        "split": ("data", "dev", 3),
+        "untested": ("data", "test", None),
+    }.items():
+        results = read(root / "sound/results.json")
+        results[change[0]][change[1]] = change[2]
+        (root / name).mkdir()
+        (root / name / "results.json").write_text(json.dumps(results))
+    write_run(root / "evaluation", data, logits=False, load_path="gone/run")
+    (root / "unfinished").mkdir()
+    shutil.copy(root / "sound/metrics.jsonl", root / "unfinished")
+    (root / "other/checkpoints").mkdir(parents=True)
+    (root / "sound/metrics.jsonl").write_text('{"step": 1}\n')
+    (root / "twin/predictions.json").write_text("[]")
+    report.main(["--runs", str(root), "--out", str(root / "out"), "--data_dir", str(data)])
+    found = read(root / "out/report.json")
+    reasons = {x["folder"].rsplit("/")[-1]: x["reason"] for x in found["left_out"]}
+    no_run = "results.json is not a finished run's: "
+    assert reasons.pop("empty") == reasons.pop("cut") == no_run + "Input data was truncated"
+    assert reasons.pop("foreign") == no_run + "Object missing required field `args`"
+    assert reasons.pop("list") == no_run + "Expected `object`, got `array`"
+    assert reasons.pop("nan").startswith(no_run + "JSON is malformed: invalid character")
+    for name, field in {
+        "high": "dev.f1",
+        "count": "test.FP",
+        "loss": "args.loss_type",
+        "margin": "args.margin",
+        "flag": "args.learning_rate",
+        "split": "data.dev",
+    }.items():
+        reason = reasons.pop(name)
+        assert reason.startswith(no_run) and reason.endswith(f" - at `$.{field}`")
+    assert "data.test is missing" in reasons.pop("untested")
+    assert reasons.pop("unfinished") == "unfinished: it has no results.json"
+    assert reasons.pop("evaluation") == "only evaluates gone/run, whose results.json is not there"
+    assert reasons.pop("other").startswith("not a run")
+    assert not reasons
+    printed = capsys.readouterr().out
+    assert f"left out: {root / 'unfinished'}: unfinished" in printed
+    (group,) = found["groups"]
+    notes = "\n".join(group["notes"])
+    assert f"{root / 'sound'} and {root / 'twin'} have the same settings and seed (1)" in notes
+    assert f"{root / 'sound/metrics.jsonl'}: no evaluations of a run" in notes
+    assert row_of(group["tables"][2], "ATL")["seeds"] == [1]
+
+
+def test_no_sound_run_is_one_line_and_code_2(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/results.json").write_text("{}")
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["report.py", *where])
+    with pytest.raises(SystemExit) as end:
+        run_main(report.main)
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.out == "" and printed.err.count("\n") == 1
+    assert f"no finished run ({tmp_path}/runs/a: results.json is not" in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more,message", [
+    (["--pair", "test 9", "0", "1"], "no dev or test document of the runs is titled 'test 9'"),
+    (["--pair", "test 1", "0", "9"], "document 'test 1': no entity is named '9'"),
+    (["--pair", "test 1", "0", "0"], "'0' and '0' are one entity"),
+    (["--data_dir", "nowhere"], "--data_dir nowhere: no such folder"),
+    (["--out", "{made}/runs"], "the runs are there"),
+])  # fmt: skip
+def test_bad_arguments(made, data, tmp_path, more, message):
+    root = made[0].parent
+    more = [x.format(made=root) for x in more]
+    where = ["--runs", str(root / "runs"), "--out", str(tmp_path / "out"), "--data_dir", str(data)]
+    with pytest.raises(InputError) as error:
+        report.main([*where, *more])
+    assert message in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_data_of_other_runs_is_not_used(made, data, tmp_path):
+    """Another test file: no significance for these runs, but Tables 5 and 6 of what is there."""
+    shutil.copytree(data, tmp_path / "data")
+    documents = read(data / "test_revised.json")[:3]
+    (tmp_path / "data/test_revised.json").write_text(json.dumps(documents))
+    (group,) = group_runs(find_runs(made[0].parent / "runs", tmp_path)[0])
+    splits, notes = report.documents_of(group, tmp_path / "data")
+    assert list(splits) == ["train", "dev"]
+    path = tmp_path / "data/test_revised.json"
+    assert notes == [f"{path}: not the file of these runs (its SHA-256 differs)"]
+    found = report.all_documents(group, tmp_path / "data")
+    assert data_tables(found, PAPER)[1]["test"]["documents"] == {"ours": 3, "paper": 500}
+
+
+# --- Figures ----------------------------------------------------------------------------------
+
+
+def test_figures_exist_and_parse(made):
+    out, found, markdown = made
+    shown = [x["file"] for x in found["groups"][0]["figures"] + found["figures"]]
+    names = {file.split("/")[1].removesuffix(".png") for file in shown}
+    assert names == {
+        *(f"group1-atlop-{x}" for x in ("curves", "patterns", "shift", "pair1", "pair2")),
+        *(f"group1-{x}-{y}" for x in ("docunet", "dreeam", "dreeam-evidence_weight-0.1")
+          for y in ("curves", "patterns")), "figure3", "appendix-e",
+    }  # fmt: skip
+    for file in shown:
+        assert f"]({file})" in markdown
+        pixels = figures.matplotlib.image.imread(out / file)
+        assert pixels.shape[1] > 400 and pixels[..., :3].std() > 0.02
+        ElementTree.parse((out / file).with_suffix(".svg"))
+    texts = {
+        x.text
+        for x in ElementTree.parse(out / "figures/group1-atlop-pair1.svg").iter()
+        if x.tag.endswith("}text")
+    }
+    for name in ("country", "country of citizenship", "publication date"):
+        assert name in texts
+    assert any(x and x.startswith("HingeABL, seed 1: ") for x in texts)
+    svg = (out / "figures/group1-atlop-curves.svg").read_text()
+    assert "dev precision" in svg and "HingeABL:joint" in svg
+
+
+def test_curves_have_what_the_runs_have():
+    """Runs of older versions do not say where the threshold lies."""
+    dev = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}
+    old = [{"step": x, "loss": 1 / x, "dev": dev} for x in (1, 2)]
+    new = [x | {"dev": dev | {"above_threshold": x["step"] / 4}} for x in old]
+    curves = {"ATL": [old, new], "SAT": [old]}
+    figure = figures.training_curves(curves, figures.line_styles(list(curves)))
+    precision, _, _, place, ranked, loss = figure.axes
+    assert [x.get_label() for x in precision.lines] == ["ATL", "SAT"]
+    assert [list(x.get_ydata()) for x in place.lines] == [[0.25, 0.5]]
+    assert [list(x.get_ydata()) for x in precision.lines] == [[50, 50]] * 2
+    assert not ranked.get_visible() and place.get_visible()
+    assert [list(x.get_ydata()) for x in loss.lines] == [[1, 0.5]] * 2
+
+
+def test_pair_is_the_right_row(made, data):
+    documents = read(data / "test_revised.json")
+    split, row, title = report.find_pair({"test": documents}, "test 1", "0", "Name 1")
+    assert (split, title) == ("test", "Name 0 → Name 1 (test 1)")
+    assert labels_of(documents)[row].sum() >= 6 and row == 30  # after the 30 pairs of test 0
+    arrays = np.load(made[0].parent / "runs/hinge-1/test_logits.npz")
+    case = report.read_pair(
+        {"folder": made[0].parent / "runs/hinge-1", "loss": "", "seed": 1, "classes": REL2ID},
+        split,
+        row,
+    )
+    assert (case["scores"] == arrays["logits"][30, 1:]).all()
+    assert case["threshold"] == arrays["logits"][30, 0] and case["labels"].sum() >= 6
+
+
+def test_penalties_are_the_papers():
+    """Eq. 13, 14, 17 and 19, with c = -d."""
+    distance = torch.linspace(-8, 8, 50, dtype=torch.float64)
+    curves = figures.penalties(distance, 5.0)
+    assert list(curves) == ["HingeABL, m = 5", "AML, m = 5", "AML, m = 1"]
+    for i, c in enumerate((-distance).tolist()):
+        inside = c > -5
+        hinge = (5 + c) * math.log(1 + math.exp(c)) if inside else 0
+        slope = math.log(1 + math.exp(c)) + (5 + c) / (math.exp(-c) + 1) if inside else 0
+        found = [x[i].item() for x in curves["HingeABL, m = 5"]]
+        assert found == pytest.approx([hinge, slope])
+        assert [x[i].item() for x in curves["AML, m = 1"]] == pytest.approx(
+            [max(0, 1 + c), float(c > -1)]
+        )
+
+
+def test_labels_are_moved_apart():
+    places = figures.spread([0.5, 0.5, 0.1, 0.9, 0.52], [0.1] * 5)
+    assert places[[2, 3]].tolist() == [0.1, 0.9]
+    assert places[[0, 1, 4]] == pytest.approx(np.array([0.4, 0.5, 0.6]) + 0.02 / 3)
