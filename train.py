@@ -296,16 +296,8 @@ class Run:
 
 def commit_of(folder):
     """The commit that a folder is at, with a + if its files were changed; None if it has none."""
-    command = [
-        "git",
-        "-C",
-        folder,
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty=+",
-    ]
+    how = "describe --always --abbrev=40 --exclude=* --dirty=+"
+    command = ["git", "-C", folder, *how.split()]
     try:
         result = subprocess.run(command, capture_output=True, text=True)
     except OSError:  # no git here
