@@ -137,11 +137,15 @@ def test_the_tables_of_the_precisions(name, monkeypatch, capsys):
     assert len(numbers) == 2 and f"{numbers[0]} at most ({numbers[1]} between two seeds" in page
 
 
+def submission(path):
+    with gzip.open(path, "rt") as file:
+        return json.load(file)
+
+
 def check_results(folder, documents):
     results = read(folder / "results.json")
     for path in folder.glob("*.json.gz"):
-        with gzip.open(path, "rt") as file:
-            found = scores_of(json.load(file), *documents)
+        found = scores_of(submission(path), *documents)
         kind = {"predictions": None, "test_tuned": "tuned", "test_fused": "fusion"}
         kind = kind[path.name.removesuffix(".json.gz")]
         test = (results[kind] if kind else results)["test"]
@@ -180,8 +184,7 @@ def test_the_readmes_table(documents):
         folders = folders_of(LOSS_OF[row["loss"]], re.findall(r"\d+", seeds))
         found = []
         for folder in folders:
-            with gzip.open(folder / "predictions.json.gz", "rt") as file:
-                found.append(scores_of(json.load(file), *documents))
+            found.append(scores_of(submission(folder / "predictions.json.gz"), *documents))
         for name in found[0]:
             assert row[name] == mean([x[name] for x in found]), (row["loss"], name)
         results = [read(folder / "results.json") for folder in folders]
@@ -245,6 +248,21 @@ def test_the_table_of_evidence():
         x = row["f1"]
         interval = f"{x['difference']:+.2f} F1 ({x['low']:.2f} to {x['high']:.2f})"
         assert interval in " ".join(page.split())
+
+
+def test_what_fusion_exchanges(documents):
+    gold = {(d["title"], x["h"], x["t"], x["r"]) for d in documents[0] for x in d["labels"]}
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    for loss in ("ATL", "HingeABL"):
+        shifted, fused = (
+            {(x["title"], x["h_idx"], x["t_idx"], x["r"]) for x in submission(RUNS / name)}
+            for name in (f"{loss}-seed1/test_{kind}.json.gz" for kind in ("tuned", "fused"))
+        )
+        gone, new = (
+            f"{len(x):,} ({100 * len(x & gold) / len(x):.1f} %)"
+            for x in (shifted - fused, fused - shifted)
+        )
+        assert f"with {loss} {gone} for {new}" in page
 
 
 def of_atl(seeds):
