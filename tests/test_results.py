@@ -109,9 +109,10 @@ def test_what_the_page_says_of_cdr():
     runs = [read(x / "results.json") for x in runs_in("cdr")]
     for loss in ("ATL", "HingeABL"):
         own = [x for x in runs if x["args"]["loss_type"] == loss]
-        seeds = " and ".join(map(str, sorted(x["args"]["seed"] for x in own)))
+        *seeds, last = sorted(x["args"]["seed"] for x in own)
+        seeds = f"{', '.join(map(str, seeds))} and {last}"
         f1 = mean([100 * x["test"]["f1"] for x in own])
-        assert re.search(rf"{loss} (has )?{f1} (F1 )?\(seeds? {seeds}\)", text), loss
+        assert re.search(rf"{loss} (has )?{f1} (F1 )?\(seeds {seeds}\)", text), loss
     compared = read(ROOT / "results/cdr/report/report.json")["groups"][0]["significance"]
     (tested,), (shifted,), (of_dev,) = (compared[x] for x in ("test", "tuned", "patterns"))
     for x in (tested["f1"], shifted["f1"], of_dev["F/(T+F)"], of_dev["FN/F"]):
