@@ -92,6 +92,7 @@ def parse_args(argv=None):
         type=float,
         help="share of a pair's attention above which a sentence is evidence; default: the model's",
     )
+    add("--threshold_shift", type=float, default=0.0, help="what train.py --tune_threshold found")
     add("--fusion", action="store_true", help="also predict the pairs' evidence alone")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
@@ -153,7 +154,7 @@ def main(argv=None):
         documents = partial(read_new_documents, file, name, rel2id, unique_titles=alone)
     total = sum(1 for _ in documents())  # whatever is wrong is said now
     options = args.device, args.precision, args.batch_size, args.max_seq_length
-    options = *options, args.evidence_threshold, args.fusion
+    options = *options, args.evidence_threshold, args.threshold_shift, args.fusion
     extractor = RelationExtractor(load_model(folder), load_tokenizer(folder), *options)
 
     expected = total if args.output else min(total, page.LIMIT)

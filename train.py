@@ -360,9 +360,7 @@ def complete(run):
         if distributed.is_first():
             load_weights(run.model, folder / "model.safetensors")
         distributed.spread(run.model)
-    needs_dev = args.load_path or args.save_logits or args.tune_threshold or args.fusion
-    splits = ("dev", "test") if needs_dev else ("test",)
-    outputs = {split: run.predict(split) for split in splits if split in run.data.documents}
+    outputs = {x: run.predict(x) for x in ("dev", "test") if x in run.data.documents}
     if distributed.is_first():
         report(run, best, outputs)
 

@@ -26,6 +26,7 @@ DEFAULTS = {
     "precision": "auto",
     "batch_size": 8,
     "evidence_threshold": None,
+    "threshold_shift": 0.0,
     "fusion": False,
 }
 
@@ -57,6 +58,7 @@ def make_component(
     precision: str,
     batch_size: int,
     evidence_threshold: float | None,
+    threshold_shift: float,
     fusion: bool,
 ):
     """model: a run folder or a model of the hub; the others: as of RelationExtractor."""
@@ -67,6 +69,7 @@ def make_component(
             precision=precision,
             batch_size=batch_size,
             evidence_threshold=evidence_threshold,
+            threshold_shift=threshold_shift,
             fusion=fusion,
         )
     )

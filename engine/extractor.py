@@ -1,5 +1,6 @@
 """Documents -> relations, with a trained model: what predict.py, Python and spaCy users call."""
 
+import math
 from functools import partial
 from itertools import islice
 
@@ -28,8 +29,10 @@ class RelationExtractor:
 
     device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
     documents are cut there; evidence_threshold: the share of a pair's attention above which a
-    sentence is its evidence; None: the model's own. fusion: also predict the pairs' evidence alone
-    (engine/fusion.py; train.py --fusion finds its threshold). Raises InputError.
+    sentence is its evidence; None: the model's own. threshold_shift: added to the threshold of the
+    relations, see losses.decode; train.py --tune_threshold finds it. fusion: also predict the
+    pairs' evidence alone (engine/fusion.py; train.py --fusion finds its threshold, to which no
+    shift is added). Raises InputError.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class RelationExtractor:
         batch_size=8,
         max_seq_length=None,
         evidence_threshold=None,
+        threshold_shift=0.0,
         fusion=False,
     ):
         config, encoder = model.config, model.model.config
@@ -57,7 +61,11 @@ class RelationExtractor:
             raise InputError(f"--evidence_threshold: {self.evidence_threshold} is not in [0, 1]")
         if batch_size < 1:
             raise InputError(f"--batch_size: {batch_size} is less than 1")
-        self.batch_size, self.fusion = batch_size, fusion
+        if not math.isfinite(threshold_shift):
+            raise InputError(f"--threshold_shift: {threshold_shift} is not a number")
+        if fusion and threshold_shift:
+            raise InputError("--threshold_shift: not with --fusion, whose threshold is its own")
+        self.batch_size, self.threshold_shift, self.fusion = batch_size, threshold_shift, fusion
         if fusion and config.fusion_threshold is None:
             raise InputError(
                 "--fusion: the model has no fusion_threshold; train.py --fusion finds it"
@@ -90,7 +98,8 @@ class RelationExtractor:
                         sent_id and pos of each; of a text's also start and end}
             relation    property, e.g. "P17"
             name        of the property
-            score       how far its logit lies above the threshold (with fusion also below)
+            score       how far its logit lies above the threshold (below, if negative, which needs
+                        fusion or a shift)
             evidence    the sentences that show it: those with more of the pair's attention than
                         evidence_threshold, places
             sentences   the (at most three) that the pair attends to most: {sentence: its place,
@@ -137,7 +146,7 @@ class RelationExtractor:
         labels, pairs = batch.pop("labels"), batch["pairs"]
         with self.autocast():
             logits, shares = self.model(**batch)
-        predicted = decode(logits, self.loss_type, self.num_labels) > 0
+        predicted = decode(logits, self.loss_type, self.num_labels, self.threshold_shift) > 0
         if self.fusion:
             predicted = self._fuse(documents, logits.cpu(), shares.cpu(), pairs).to(self.device)
         threshold = threshold_of(logits, self.loss_type)
@@ -145,7 +154,7 @@ class RelationExtractor:
         weights = shares[facts[:, 0]].cpu().numpy()  # [K, S]
         scores = (logits - threshold).cpu().numpy()
         labels, pairs, predicted = (x.cpu().numpy() for x in (labels, pairs, predicted))
-        patterns = prediction_patterns(scores, labels, 0)
+        patterns = prediction_patterns(scores, labels, self.threshold_shift)
         if self.fusion:  # which decides otherwise than the scores of the document alone
             missed = prediction_patterns(scores, labels, np.inf)
             patterns = np.where(predicted.any(1), PATTERNS.index("FP"), missed)

@@ -12,6 +12,7 @@ import torch
 from conftest import REL2ID, flags, make_document, read, small_model
 
 import evaluation
+import predict
 import train
 from backbones import BACKBONES
 from engine import fusion
@@ -347,6 +348,38 @@ def test_fusion_through_the_commands(with_evidence, tmp_path):
     again = read(tmp_path / "scores/results.json")["fusion"]
     for split in ("dev", "test"):
         assert again[split] | {"seconds": 0} == pytest.approx(results[split] | {"seconds": 0})
+
+
+def test_the_tuned_thresholds_predict_the_tuned_submission(with_evidence, tmp_path):
+    tuned = read(with_evidence / "run/results.json")["tuned"]
+    source = str(with_evidence / "test_revised.json")
+    predict.main([
+        *("--model", str(with_evidence / "run"), "--input", source, "--format", "official"),
+        *("--output", str(tmp_path / "found.json"), "--device", "cpu"),
+        *("--threshold_shift", str(tuned["shift"])),
+        *("--evidence_threshold", str(tuned["evidence_threshold"])),
+    ])  # fmt: skip
+    found, expected, unshifted = (
+        sorted(
+            (x["title"], x["h_idx"], x["t_idx"], x["r"], tuple(x["evidence"])) for x in read(path)
+        )
+        for path in (
+            tmp_path / "found.json",
+            with_evidence / "run/test_tuned.json",
+            with_evidence / "run/predictions.json",
+        )
+    )
+    assert found == expected and len(found) != len(unshifted)
+
+
+def test_a_shift_is_a_number_and_not_of_fusion(with_evidence):
+    def extractor(**more):
+        return RelationExtractor.from_pretrained(with_evidence / "run", device="cpu", **more)
+
+    with pytest.raises(InputError, match="--threshold_shift: nan is not a number"):
+        extractor(threshold_shift=float("nan"))
+    with pytest.raises(InputError, match="--threshold_shift: not with --fusion"):
+        extractor(threshold_shift=-1.0, fusion=True)
 
 
 def test_fusion_needs_a_threshold(folder):

@@ -59,7 +59,7 @@ def test_same_seed_same_numbers(demo, finished, tmp_path, monkeypatch):
     # the code may be changed while a long run goes on
     assert read(tmp_path / "b/results.json")["commit"] == "start" != commits[-1]
     assert without_times(tmp_path / "b") == without_times(finished)
-    for name in ("predictions.json", "model.safetensors"):
+    for name in ("predictions.json", "model.safetensors", "patterns.json"):
         assert (tmp_path / "b" / name).read_bytes() == (finished / name).read_bytes()
     train.main(flags(demo, tmp_path / "c", "--evaluation_steps", "3", "--seed", "1"))
     assert without_times(tmp_path / "c") != without_times(finished)
