@@ -276,7 +276,7 @@ def format_scores(scores):
     if "TP" in scores:
         lines += [
             "   ".join(f"{name} {scores[name]}" for name in PATTERNS),
-            "   ".join(f"{name} {p[name]} %" for name in ("F/(T+F)", "FN/F", "FN_CRK/FN")),
+            "   ".join(f"{name} {p[name]} %" for name in SHARES),
         ]
     return "\n".join(lines)
 

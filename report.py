@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from evaluation import PATTERNS
-from inputs.documents import read_documents
+from inputs.documents import iter_documents, without_collector
 from inputs.files import (
     META_DIR,
     InputError,
     OneLineParser,
     printable,
     read_json,
-    relation_ids,
     run_main,
     sha256_of,
     write_atomically,
@@ -32,7 +31,7 @@ from inputs.files import (
 from losses import LOSSES
 from prepro import candidate_pairs
 from reporting.markdown import cell_text, to_markdown
-from reporting.runs import find_runs, group_runs, read_curve, read_pair, read_shifts, relations_file
+from reporting.runs import find_runs, group_runs, read_curve, read_pair, read_shifts
 from reporting.tables import data_tables, frame_of, group_tables, make_table, significance
 
 try:
@@ -47,9 +46,11 @@ except ModuleNotFoundError as error:
 
 
 @lru_cache
-def read_split(path, relations):
-    """The SHA-256 and the documents of a data file; relations: path of the rel2id.json."""
-    return sha256_of(path), read_documents(path, relation_ids(relations))
+def read_split(path, classes, is_train):
+    """The SHA-256 and the documents of a data file; classes: (property, class id) pairs."""
+    documents = iter_documents(path, dict(classes), unique_titles=not is_train)
+    with without_collector():
+        return sha256_of(path), list(documents)
 
 
 def documents_of(group, data_dir):
@@ -61,7 +62,7 @@ def documents_of(group, data_dir):
         for name in file_names(group, split):
             try:
                 path = data_file(data_dir, name)
-                sha256, documents = read_split(path, relations_file(group))
+                sha256, documents = read_split(path, *kind_of(group, split))
                 if sha256 == record["sha256"]:
                     splits[split] = documents
                     break
@@ -71,6 +72,11 @@ def documents_of(group, data_dir):
         else:
             notes += faults
     return splits, notes
+
+
+def kind_of(group, split):
+    """What `read_split` must know of a group's file, besides its path."""
+    return tuple(group["classes"].items()), split == "train"
 
 
 def file_names(group, split):
@@ -91,13 +97,13 @@ def data_file(data_dir, name):
 
 
 def all_documents(group, data_dir):
-    """Split -> documents, of the files in data_dir that are named as this group's; those at fault
-    are left out."""
+    """Split -> documents, of the files in data_dir that are named as this group's; those at fault,
+    which the group's notes name, are left out."""
     splits = {}
     for split in ("train", "dev", "test"):
-        for name in file_names(group, split) or [f"{split}_revised.json"]:
-            with suppress(InputError):  # the group's notes say it
-                splits[split] = read_split(data_file(data_dir, name), relations_file(group))[1]
+        for name in file_names(group, split):
+            with suppress(InputError):
+                splits[split] = read_split(data_file(data_dir, name), *kind_of(group, split))[1]
                 break
     return splits
 
@@ -138,16 +144,14 @@ def find_pair(splits, title, head, tail):
 # --- Figures of a group -----------------------------------------------------------------------
 
 
-def readable(read, runs, file, notes):
-    """read(run) of the runs that have this file; those for which it fails are noted."""
-    found = []
+def readable(read, runs, file, notes, folder="folder"):
+    """read(run) of each run whose folder has this file; those for which it fails are noted."""
     for run in runs:
         try:
-            if (run["folder"] / file).exists():
-                found.append(read(run))
+            if (run[folder] / file).exists():
+                yield read(run)
         except InputError as error:
             notes.append(str(error))
-    return found
 
 
 def draw_group(group, pairs, pair_losses, draw):
@@ -161,14 +165,13 @@ def draw_group(group, pairs, pair_losses, draw):
         draw_patterns(backbone, rows, draw)
         draw_shifts(backbone, rows, styles, draw, notes)
         for place in pairs:
-            draw_pair(backbone, rows, place, pair_losses, relations_file(group), draw, notes)
+            draw_pair(backbone, rows, place, pair_losses, group["classes"], draw, notes)
     return notes
 
 
 def draw_training(backbone, rows, styles, draw, notes):
-    curves = {
-        loss: readable(read_curve, runs, "metrics.jsonl", notes) for loss, runs in rows.items()
-    }
+    file = "metrics.jsonl", notes, "trained_in"
+    curves = {loss: list(readable(read_curve, runs, *file)) for loss, runs in rows.items()}
     curves = {loss: found for loss, found in curves.items() if found}
     if curves:
         caption = f"{backbone}: dev scores and training loss; mean and range of the seeds"
@@ -188,7 +191,8 @@ def draw_shifts(backbone, rows, styles, draw, notes):
     def read(run):
         return run["tuned"], read_shifts(run)
 
-    found = {loss: readable(read, runs, "test_logits.npz", notes) for loss, runs in rows.items()}
+    file = "test_logits.npz", notes
+    found = {loss: list(readable(read, runs, *file)) for loss, runs in rows.items()}
     found = {loss: runs for loss, runs in found.items() if runs}
     if not found:
         return
@@ -203,15 +207,16 @@ def draw_shifts(backbone, rows, styles, draw, notes):
     draw(figures.shift_curves(curves, tuned, styles), f"{backbone} shift", caption)
 
 
-def draw_pair(backbone, rows, place, losses, relations, draw, notes):
+def draw_pair(backbone, rows, place, losses, classes, draw, notes):
     number, split, row, title = place
-    info, ids = read_json(META_DIR / "rel_info.json"), relation_ids(relations)
-    names = [printable(info.get(name, name), 80) for name in sorted(ids, key=ids.get)][1:]
+    info = read_json(META_DIR / "rel_info.json")
+    names = [printable(info.get(name, name), 80) for name in sorted(classes, key=classes.get)][1:]
     file, cases = f"{split}_logits.npz", []
     for loss in losses:
         found = readable(lambda run: read_pair(run, split, row), rows.get(loss, []), file, notes)
-        cases += found[:1]
-        if not found:
+        if case := next(found, None):
+            cases.append(case)
+        else:
             notes.append(f"pair {number} ({title}): no run of {loss} with {backbone} has {file}")
     if cases:
         caption = f"Figure 1b and 1c, {backbone}, {split}: {title}"
@@ -269,7 +274,7 @@ def report_group(number, group, splits, pairs, paper, args):
             backbone: args.reference or own.get(backbone.split(" ")[0], "ATL")
             for backbone, _ in group["rows"]
         }
-        compared = significance(group, references, splits, relation_ids(relations_file(group)))
+        compared = significance(group, references, splits, group["classes"])
     if figures:
         draw = drawer(Path(args.out), shown, f"group{number} ")
         notes = draw_group(group, pairs, args.pair_losses, draw)

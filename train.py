@@ -385,9 +385,8 @@ def report(run, best, outputs):
     """
     args, folder, results = run.args, run.folder, run.describe()
     if best:
-        results |= {"best": {"epoch": best["epoch"], "step": best["step"]}, "dev": best["dev"]}
-    else:
-        results["dev"] = run.score("dev", *outputs["dev"])[0]
+        results["best"] = {"epoch": best["epoch"], "step": best["step"]}
+    results["dev"] = run.score("dev", *outputs["dev"])[0]
     print(f"dev\n{evaluation.format_scores(results['dev'])}")
     if "test" in outputs:
         results["test"], submission = run.score("test", *outputs["test"])
@@ -417,6 +416,8 @@ def report(run, best, outputs):
             write_card(folder, run.model.config, results)
             run.model.config.evidence_threshold = args.evidence_threshold
             save_config(run.model, folder)
+        else:
+            write_json(folder / "rel2id.json", run.rel2id)
         write_json(folder / "results.json", results)
         resume.remove_states(folder)
         print(f"run folder: {folder}")

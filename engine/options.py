@@ -295,6 +295,11 @@ def check_args(args):
             raise InputError(f"--load_path {path}: no such file or folder")
         if path.is_dir() and not (path / "config.json").is_file():
             raise InputError(f"--load_path {path}: not a run folder, it has no config.json")
+        if args.output_dir and os.path.isfile(Path(args.output_dir) / "metrics.jsonl"):
+            raise InputError(
+                f"--output_dir {args.output_dir}: holds a run that was trained; an evaluation "
+                "(--load_path) goes to a folder of its own"
+            )
     if args.init_path and args.load_path:
         raise InputError("--init_path: not with --load_path, which trains nothing")
     if args.init_path and not os.path.exists(args.init_path):

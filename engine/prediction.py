@@ -12,8 +12,8 @@ from utils import to_device
 def predict_logits(model, features, make_batch, device, batch_size, amp, progress):
     """Logits [pairs, classes] (float32, on the CPU) and labels of all pairs, document by document
     in the order of `features`; and of each document the share of its pairs' attention on every
-    sentence, [pairs, sentences], if make_batch, a `collate`, gives sentences. Documents of like
-    length share a batch."""
+    sentence, [pairs, sentences of the longest in its batch], zeros beyond its own, if make_batch, a
+    `collate`, gives sentences. Documents of like length share a batch."""
     model.eval()
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     parts = [None] * len(features)

@@ -1,9 +1,9 @@
 """Run folders: find them, check them, put together what may be averaged.
 
-A run is a dict: folder, relations (path of the file that has them), classes (what it holds), seed,
-backbone, loss (its name in tables, e.g. HingeABL:joint:m3), loss_type, num_labels, settings
-(encoder and recipe, flag -> value) and data, dev, test, tuned and fusion, as in results.json (the
-last three may be None).
+A run is a dict: folder, trained_in (the same, or of a run that only evaluates: the folder whose
+weights it has), classes (property -> class id), seed, backbone, loss (its name in tables, e.g.
+HingeABL:joint:m3), loss_type, num_labels, settings (encoder and recipe, flag -> value) and data,
+dev, test, tuned and fusion, as in results.json (the last three may be None).
 """
 
 import json
@@ -26,7 +26,8 @@ from reporting.statistics import shift_curve
 DEFAULTS = vars(Options())  # of flags that an older run does not have
 # Flags that change no score, and those that a row of a table names. Every other flag is a setting,
 # so runs that differ in it are never averaged.
-NOT_SETTINGS = DEFAULTS.keys() - SETTINGS
+# (The threshold of evidence changes none in training, but those of evidence and fusion.)
+NOT_SETTINGS = DEFAULTS.keys() - SETTINGS - {"evidence_threshold"}
 OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
 # An option of a loss -> what stands before its value in the name of a variant.
 LETTERS = {
@@ -68,7 +69,7 @@ Scores = TypedDict(
     "Scores",
     dict.fromkeys(SCORES, Share) | dict.fromkeys(PATTERNS, Count) | {"evi_f1": NotRequired[Share]},
 )
-Fused = TypedDict("Fused", dict.fromkeys(FUSED, Share) | {"pseudo_documents": Count})
+Fused = TypedDict("Fused", dict.fromkeys(FUSED, Share))
 
 
 class File(msgspec.Struct):
@@ -193,15 +194,15 @@ def read_run(folder):
     if not (folder / "results.json").exists():
         raise InputError("unfinished: it has no results.json")
     results = read_results(folder / "results.json")
-    args = trained_with(results["args"])
+    args, source = trained_with(results["args"]), Path(results["args"]["load_path"])
     relations = folder / "config.json"
     if not is_model(relations):  # of an older run
         relations = folder / "rel2id.json"
         relations = relations if relations.exists() else META_DIR / "rel2id.json"
     return {
-        "relations": relations,
         "classes": relation_ids(relations),
         "folder": folder,
+        "trained_in": source if results["args"]["load_path"] else folder,
         "seed": args["seed"],
         "backbone": backbone_label(args),
         "loss": loss_label(args),
@@ -219,7 +220,7 @@ def trained_with(args):
     source = Path(args["load_path"])
     if not args["load_path"]:
         return args
-    if source.suffix in (".pt", ".safetensors"):
+    if os.path.isfile(source) or source.suffix in (".pt", ".safetensors"):
         kept = {*SAVED_WITH_MODEL, *NOT_SETTINGS, "model_name_or_path"}
         known = {name: value for name, value in args.items() if name in kept}
         return known | {"seed": str(source), "trained": "elsewhere"}
@@ -311,14 +312,9 @@ def group_runs(runs):
 # --- The other files of a run folder ----------------------------------------------------------
 
 
-def relations_file(group):
-    """The path of a group's relations, property -> class id."""
-    return next(iter(group["rows"].values()))[0]["relations"]
-
-
 def read_curve(run):
     """The records of a run's metrics.jsonl. Raises InputError."""
-    path = run["folder"] / "metrics.jsonl"
+    path = run["trained_in"] / "metrics.jsonl"
     try:
         records = msgspec.json.Decoder(Record).decode_lines(path.read_bytes())
         if not records:

@@ -60,7 +60,7 @@ def best_fusion_threshold(fused, gold):
     return float(shifts[f1.argmax()])
 
 
-SCORES = "f1", "ign_f1", "macro_f1"
+COMPARED_SCORES = "f1", "ign_f1", "macro_f1"
 
 
 def document_counts(predictions, truth, rel2id, train=()):
@@ -82,8 +82,8 @@ def document_counts(predictions, truth, rel2id, train=()):
 
 
 def scores_of_counts(counts):
-    """The SCORES, [..., 3], of numbers of facts [..., relations, 4], see `document_counts`. Macro
-    F1 is the mean over the relations that have facts to be found."""
+    """The COMPARED_SCORES, [..., 3], of numbers of facts [..., relations, 4], see
+    `document_counts`. Macro F1 is the mean over the relations that have facts to be found."""
     counts = np.asarray(counts)
     micro, each = (np.moveaxis(x, -1, 0) for x in (counts.sum(-2), counts))
     known = each[2] > 0
@@ -92,7 +92,7 @@ def scores_of_counts(counts):
 
 
 def paired_bootstrap(
-    first, second, resamples=10_000, seed=0, scores_of=scores_of_counts, names=SCORES
+    first, second, resamples=10_000, seed=0, scores_of=scores_of_counts, names=COMPARED_SCORES
 ):
     """How sure the difference of two losses is, whose runs were scored on the same documents.
 

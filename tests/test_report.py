@@ -13,7 +13,7 @@ from test_evaluation import f1_of, slow_pattern
 import report
 from evaluation import SHARES, evaluate
 from inputs.documents import read_documents
-from reporting.statistics import SCORES, document_counts, scores_of_counts
+from reporting.statistics import COMPARED_SCORES, document_counts, scores_of_counts
 from reporting.tables import data_tables, document_sizes
 
 PAPER = read(ROOT / "meta/paper_results.json")
@@ -175,12 +175,12 @@ def test_significance_in_the_report(made, data):
             out.parent / "runs" / name.format(seed) for seed in (1, 5, 42)
         ]
         scores = [evaluate(read(x / "predictions.json"), truth, facts) for x in folders]
-        means[name] = {k: np.mean([x[k] for x in scores]) for k in SCORES}
+        means[name] = {k: np.mean([x[k] for x in scores]) for k in COMPARED_SCORES}
         counts = document_counts(read(folders[0] / "predictions.json"), truth, REL2ID, facts)
         assert counts[..., 3].sum() > 0
-        expected = [scores[0][name] for name in SCORES]
+        expected = [scores[0][name] for name in COMPARED_SCORES]
         assert scores_of_counts(counts.sum(0)) == pytest.approx(expected)
-    for score in SCORES:
+    for score in COMPARED_SCORES:
         difference = 100 * (means["hinge-{}"][score] - means["atl/seed{}"][score])
         assert row[score]["difference"] == pytest.approx(difference)
         assert row[score]["low"] <= difference <= row[score]["high"]
@@ -218,7 +218,7 @@ def test_shifted_and_fused_scores_are_compared_too(made, data):
         ("fusion", fused[2], ("taught/test_fused", "dreeam/test_fused")),
     ):
         first, second = (evaluate(read(runs / f"{x}.json"), truth, facts) for x in files)
-        for score in SCORES:
+        for score in COMPARED_SCORES:
             expected = 100 * (first[score] - second[score])
             assert row[score]["difference"] == pytest.approx(expected), kind
         interval = f"{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -15,7 +16,7 @@ from made_runs import labels_of, row_of, write_run
 import report
 from inputs.files import InputError, run_main
 from reporting import figures
-from reporting.runs import find_runs, group_runs
+from reporting.runs import find_runs, group_runs, read_curve
 from reporting.tables import data_tables
 
 PAPER = read(ROOT / "meta/paper_results.json")
@@ -32,6 +33,7 @@ def test_runs_that_differ_are_never_averaged(data, tmp_path):
         "encoder": {"model_name_or_path": "roberta-large"},
         "cap": {"num_labels": 3},
         "flag": {"of_another_version": 3},
+        "evidence": {"evidence_threshold": 0.3},
         "precision": {},
         "data": {},
     }
@@ -66,6 +68,34 @@ def test_runs_that_differ_are_never_averaged(data, tmp_path):
         *(("atlop", x) for x in ("ATL", "AML:m2", "AFL:g2")), ("docunet (down_dim 128)", "ATL"),
         ("dreeam", "ATL"), ("dreeam (evidence_weight 0.1)", "ATL"),
     ]  # fmt: skip
+
+
+def test_an_evaluation_has_the_curve_of_the_run_that_it_evaluates(data, tmp_path):
+    trained = write_run(tmp_path / "runs/a", data)
+    again = write_run(tmp_path / "runs/b", data, fused=True, load_path=str(trained))
+    (again / "metrics.jsonl").unlink()
+    runs = find_runs(tmp_path / "runs", tmp_path)[0]
+    (group,) = group_runs(runs)
+    ((run,),) = group["rows"].values()  # the one that has more
+    assert run["folder"] == again and [x["step"] for x in read_curve(run)] == [7, 14]
+
+
+def test_released_weights_are_known_by_their_file(data, tmp_path):
+    (tmp_path / "best.ckpt").write_text("")
+    write_run(tmp_path / "runs/a", data, load_path=str(tmp_path / "best.ckpt"))
+    (run,), left_out = find_runs(tmp_path / "runs", tmp_path)
+    assert run["seed"] == str(tmp_path / "best.ckpt") and not left_out
+
+
+def test_runs_that_were_not_tested(data, tmp_path):
+    folder = write_run(tmp_path / "runs/a", data, logits=False)
+    results = read(folder / "results.json")
+    del results["test"], results["data"]["test"]
+    (folder / "results.json").write_text(json.dumps(results))
+    report.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    markdown = re.sub(" +", " ", (tmp_path / "out/report.md").read_text())
+    assert "| ATL | – | – | – | 72.46 | 1: 1 |" in markdown
+    assert "| AML | no runs | 72.60 | no runs | 71.78 | 0 |" in markdown
 
 
 def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys):
@@ -173,6 +203,17 @@ def test_data_of_other_runs_is_not_used(made, data, tmp_path):
     assert notes == [f"{path}: not the file of these runs (its SHA-256 differs)"]
     found = report.all_documents(group, tmp_path / "data")
     assert data_tables(found, PAPER)[1]["test"]["documents"] == {"ours": 3, "paper": 500}
+
+
+def test_training_documents_may_have_one_title(data, tmp_path):
+    """As when they train."""
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data/train_revised.json"
+    path.write_text(json.dumps(read(path) * 2))
+    write_run(tmp_path / "runs/a", tmp_path / "data", logits=False)
+    (group,) = group_runs(find_runs(tmp_path / "runs", tmp_path)[0])
+    splits, notes = report.documents_of(group, tmp_path / "data")
+    assert len(splits["train"]) == 6 and not notes
 
 
 # --- Figures ----------------------------------------------------------------------------------

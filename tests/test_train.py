@@ -71,6 +71,9 @@ def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
     train.main([*where, "--output_dir", str(tmp_path / "eval")])
     trained, evaluated = read(finished / "results.json"), read(tmp_path / "eval/results.json")
     assert evaluated["test"] == trained["test"] and evaluated["dev"] == trained["dev"]
+    assert read(tmp_path / "eval/rel2id.json") == REL2ID  # which report.py asks for
+    with pytest.raises(InputError, match="--output_dir .*: holds a run that was trained"):
+        train.main([*where, "--output_dir", str(finished), "--overwrite"])
     assert not (tmp_path / "eval/metrics.jsonl").exists()
     assert (finished / "metrics.jsonl").read_bytes() == before
     assert f"F1 {100 * trained['test']['f1']:.2f}" in capsys.readouterr().out
