@@ -170,8 +170,11 @@ def draw_group(group, pairs, pair_losses, draw):
 
 
 def draw_training(backbone, rows, styles, draw, notes):
+    def read(run):
+        return read_curve(run["trained_in"])
+
     file = "metrics.jsonl", notes, "trained_in"
-    curves = {loss: list(readable(read_curve, runs, *file)) for loss, runs in rows.items()}
+    curves = {loss: list(readable(read, runs, *file)) for loss, runs in rows.items()}
     curves = {loss: found for loss, found in curves.items() if found}
     if curves:
         caption = f"{backbone}: dev scores and training loss; mean and range of the seeds"

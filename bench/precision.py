@@ -36,7 +36,7 @@ def main():
         run = json.loads(path.read_text(encoding="utf-8"))
         key = run["args"]["precision"], run["args"]["seed"]
         results[key] = run
-        curves[key] = read_curve({"folder": path.parent})
+        curves[key] = read_curve(path.parent)
     seeds = sorted(x for precision, x in results if precision == "bf16" and ("fp32", x) in results)
     columns = [(name, precision) for name in SCORES for precision in PRECISIONS]
     print("| seed |", " | ".join(f"{name}, {precision}" for name, precision in columns), "|")

@@ -312,9 +312,9 @@ def group_runs(runs):
 # --- The other files of a run folder ----------------------------------------------------------
 
 
-def read_curve(run):
-    """The records of a run's metrics.jsonl. Raises InputError."""
-    path = run["trained_in"] / "metrics.jsonl"
+def read_curve(folder):
+    """The records of a run folder's metrics.jsonl. Raises InputError."""
+    path = folder / "metrics.jsonl"
     try:
         records = msgspec.json.Decoder(Record).decode_lines(path.read_bytes())
         if not records:

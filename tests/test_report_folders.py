@@ -77,7 +77,7 @@ def test_an_evaluation_has_the_curve_of_the_run_that_it_evaluates(data, tmp_path
     runs = find_runs(tmp_path / "runs", tmp_path)[0]
     (group,) = group_runs(runs)
     ((run,),) = group["rows"].values()  # the one that has more
-    assert run["folder"] == again and [x["step"] for x in read_curve(run)] == [7, 14]
+    assert run["folder"] == again and [x["step"] for x in read_curve(run["trained_in"])] == [7, 14]
 
 
 def test_released_weights_are_known_by_their_file(data, tmp_path):
