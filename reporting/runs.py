@@ -8,6 +8,7 @@ dev, test, tuned and fusion, as in results.json (the last three may be None).
 
 import json
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -61,6 +62,7 @@ OPTIONAL = dict.fromkeys(DEFAULTS, Setting) | {
     "positive_weight": float | None,
     "num_labels": Whole,
     "load_path": str,
+    "init_path": str,
     **dict.fromkeys(OF_DOCUNET, float),
 }
 OPTIONAL = [(flag, kind, None) for flag, kind in OPTIONAL.items() if flag not in REQUIRED]
@@ -231,8 +233,19 @@ def trained_with(args):
 
 
 def settings_of(args):
-    """What runs must share to be averaged, apart from data, backbone and loss: flag -> value."""
-    return {name: value for name, value in args.items() if name not in NOT_SETTINGS}
+    """What runs must share to be averaged, apart from data, backbone and loss: flag -> value. Runs
+    that began with the weights of other run folders (--init_path) share what trained those."""
+    settings = {name: value for name, value in args.items() if name not in NOT_SETTINGS}
+    first = Path(settings.get("init_path", "")) / "results.json"
+    if settings.get("init_path") and os.path.isfile(first):
+        results = read_results(first)
+        args, data = results["args"], results["data"]["train"]
+        recipe = json.dumps(settings_of(args), sort_keys=True).encode()
+        settings["init_path"] = (
+            f"{loss_label(args)} of {backbone_label(args)}, trained on {data['file']}, SHA-256 "
+            f"{data['sha256'][:12]}, with settings of SHA-256 {sha256(recipe).hexdigest()[:12]}"
+        )
+    return settings
 
 
 def loss_label(args):

@@ -80,6 +80,19 @@ def test_an_evaluation_has_the_curve_of_the_run_that_it_evaluates(data, tmp_path
     assert run["folder"] == again and [x["step"] for x in read_curve(run["trained_in"])] == [7, 14]
 
 
+def test_runs_that_began_with_runs_of_one_recipe_are_averaged(data, tmp_path):
+    """As where each seed is first trained on distant data."""
+    for seed in (1, 5, 7):
+        rate = {"learning_rate": 1e-3} if seed == 7 else {}
+        first = write_run(tmp_path / f"first/{seed}", data, seed=seed, **rate)
+        write_run(tmp_path / f"runs/{seed}", data, seed=seed, init_path=str(first))
+    write_run(tmp_path / "runs/gone", data, seed=9, init_path="gone")
+    groups = group_runs(find_runs(tmp_path / "runs", tmp_path)[0])
+    seeds = [[run["seed"] for runs in x["rows"].values() for run in runs] for x in groups]
+    assert seeds == [[1, 5], [7], [9]]
+    assert "ATL of atlop, trained on train_revised.json" in groups[0]["settings"]["init_path"]
+
+
 def test_released_weights_are_known_by_their_file(data, tmp_path):
     (tmp_path / "best.ckpt").write_text("")
     write_run(tmp_path / "runs/a", data, load_path=str(tmp_path / "best.ckpt"))
