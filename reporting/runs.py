@@ -235,12 +235,16 @@ def trained_with(args):
 def settings_of(args):
     """What runs must share to be averaged, apart from data, backbone and loss: flag -> value. Runs
     that began with the weights of other run folders (--init_path) share what trained those."""
-    settings = {name: value for name, value in args.items() if name not in NOT_SETTINGS}
+
+    def kept(args):
+        return {name: value for name, value in args.items() if name not in NOT_SETTINGS}
+
+    settings = kept(args)
     first = Path(settings.get("init_path", "")) / "results.json"
     if settings.get("init_path") and os.path.isfile(first):
         results = read_results(first)
         args, data = results["args"], results["data"]["train"]
-        recipe = json.dumps(settings_of(args), sort_keys=True).encode()
+        recipe = json.dumps(kept(args), sort_keys=True).encode()
         settings["init_path"] = (
             f"{loss_label(args)} of {backbone_label(args)}, trained on {data['file']}, SHA-256 "
             f"{data['sha256'][:12]}, with settings of SHA-256 {sha256(recipe).hexdigest()[:12]}"

@@ -87,9 +87,10 @@ def test_runs_that_began_with_runs_of_one_recipe_are_averaged(data, tmp_path):
         first = write_run(tmp_path / f"first/{seed}", data, seed=seed, **rate)
         write_run(tmp_path / f"runs/{seed}", data, seed=seed, init_path=str(first))
     write_run(tmp_path / "runs/gone", data, seed=9, init_path="gone")
+    write_run(tmp_path / "runs/own", data, seed=11, init_path=str(tmp_path / "runs/own"))
     groups = group_runs(find_runs(tmp_path / "runs", tmp_path)[0])
     seeds = [[run["seed"] for runs in x["rows"].values() for run in runs] for x in groups]
-    assert seeds == [[1, 5], [7], [9]]
+    assert seeds == [[1, 5], [7], [9], [11]]
     assert "ATL of atlop, trained on train_revised.json" in groups[0]["settings"]["init_path"]
 
 
