@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation import PATTERNS
-from inputs.documents import iter_documents, without_collector
+from inputs.documents import read_documents
 from inputs.files import (
     META_DIR,
     InputError,
@@ -48,9 +48,7 @@ except ModuleNotFoundError as error:
 @lru_cache
 def read_split(path, classes, is_train):
     """The SHA-256 and the documents of a data file; classes: (property, class id) pairs."""
-    documents = iter_documents(path, dict(classes), unique_titles=not is_train)
-    with without_collector():
-        return sha256_of(path), list(documents)
+    return sha256_of(path), read_documents(path, dict(classes), unique_titles=not is_train)
 
 
 def documents_of(group, data_dir):

@@ -34,7 +34,7 @@ def flag(default, help=None, **facts):
     saved          the name under which DocREConfig has it, True: the flag's own; an evaluation of
                    a run folder (--load_path) takes it from there
     free           True: nothing that is trained depends on it, so a run may go on with another, and
-                   it is of no account in a report
+                   it is of no account in a report (unless scored: evidence and fusion depend on it)
     row            True: the report names it in a row, or elsewhere. Runs that differ in a flag that
                    is neither free nor row are never averaged
     """
@@ -108,6 +108,7 @@ class Options:
         most=1,
         saved=True,
         free=True,
+        scored=True,
     )
     num_labels: int = flag(4, "most relations a pair; -1: no limit", saved="labels_per_pair")
     num_class: int | None = flag(None, "follows from --rel2id; given, it is only checked")
@@ -156,7 +157,9 @@ SAVED_WITH_MODEL = {
 FREE_TO_CHANGE = frozenset(name for name, x in FLAGS.items() if x.metadata.get("free"))
 # What report.py groups runs by.
 SETTINGS = [
-    name for name, x in FLAGS.items() if not (x.metadata.get("free") or x.metadata.get("row"))
+    name
+    for name, x in FLAGS.items()
+    if x.metadata.get("scored") or not (x.metadata.get("free") or x.metadata.get("row"))
 ]
 
 

@@ -76,10 +76,10 @@ class Prediction(TypedDict):
     evidence: NotRequired[list[int] | None]
 
 
-def read_documents(path, rel2id=None, labelled=True):
+def read_documents(path, rel2id=None, **options):
     """The documents of a DocRED-format JSON file, validated: a list. See `iter_documents`."""
     with without_collector():
-        return list(iter_documents(path, rel2id, labelled))
+        return list(iter_documents(path, rel2id, **options))
 
 
 @contextmanager

@@ -27,8 +27,7 @@ from reporting.statistics import shift_curve
 DEFAULTS = vars(Options())  # of flags that an older run does not have
 # Flags that change no score, and those that a row of a table names. Every other flag is a setting,
 # so runs that differ in it are never averaged.
-# (The threshold of evidence changes none in training, but those of evidence and fusion.)
-NOT_SETTINGS = DEFAULTS.keys() - SETTINGS - {"evidence_threshold"}
+NOT_SETTINGS = DEFAULTS.keys() - SETTINGS
 OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
 # An option of a loss -> what stands before its value in the name of a variant.
 LETTERS = {
@@ -196,7 +195,7 @@ def read_run(folder):
     if not (folder / "results.json").exists():
         raise InputError("unfinished: it has no results.json")
     results = read_results(folder / "results.json")
-    args, source = trained_with(results["args"]), Path(results["args"]["load_path"])
+    args = trained_with(results["args"])
     relations = folder / "config.json"
     if not is_model(relations):  # of an older run
         relations = folder / "rel2id.json"
@@ -204,7 +203,7 @@ def read_run(folder):
     return {
         "classes": relation_ids(relations),
         "folder": folder,
-        "trained_in": source if results["args"]["load_path"] else folder,
+        "trained_in": Path(results["args"]["load_path"] or folder),
         "seed": args["seed"],
         "backbone": backbone_label(args),
         "loss": loss_label(args),
@@ -240,9 +239,9 @@ def settings_of(args):
         return {name: value for name, value in args.items() if name not in NOT_SETTINGS}
 
     settings = kept(args)
-    first = Path(settings.get("init_path", "")) / "results.json"
-    if settings.get("init_path") and os.path.isfile(first):
-        results = read_results(first)
+    source = settings.get("init_path")
+    if source and os.path.isfile(Path(source) / "results.json"):
+        results = read_results(Path(source) / "results.json")
         args, data = results["args"], results["data"]["train"]
         recipe = json.dumps(kept(args), sort_keys=True).encode()
         settings["init_path"] = (

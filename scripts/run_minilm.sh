@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The same on a laptop: a pretrained MiniLM (6 layers of width 384), Re-DocRED in one and a half to
-# three hours on 2 CPU cores. BACKBONE is atlop, docunet, kd_docre or dreeam, LOSS one of those of --loss_type.
-# Flags given to this script come last, so they win:
+# three hours on 2 CPU cores. BACKBONE is atlop, docunet, kd_docre or dreeam, LOSS one of those of
+# --loss_type. Flags given to this script come last, so they win:
 #   LOSS=ATL bash scripts/run_minilm.sh --data_dir /path/to/redocred --seed 1
 # The encoder comes from the package index; ENCODER names another one (a folder or a hub name, e.g.
 # sentence-transformers/all-MiniLM-L6-v2).

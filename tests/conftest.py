@@ -23,7 +23,6 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-import report
 import train
 from encoders.loading import (
     build_encoder,
@@ -259,6 +258,8 @@ def extractor(folder):
 def made(data, tmp_path_factory):
     """A folder of runs, and its report as (out, report.json, report.md)."""
     from made_runs import write_run  # which needs this file
+
+    import report  # here, because pandas and matplotlib are slow to start
 
     root = tmp_path_factory.mktemp("made")
     for seed in (1, 5, 42):
