@@ -20,6 +20,9 @@ import transformers
 from encoders import relative
 from encoders.packed import fits, packed
 
+# cuDNN's attention is planned anew for every shape, and every batch of documents has its own.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 # Encoders whose self-attention is softmax(Q K^T / sqrt(size)) V, and the names of the linear layers
 # that give Q and K.
 QUERY_KEY = {
