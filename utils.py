@@ -23,6 +23,7 @@ def make_deterministic():
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads it
     torch.backends.cudnn.benchmark = False  # which picks an algorithm by its time
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # torch would only warn of its gradient
     # cuBLAS reads it when it starts: work space of its own for every stream
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -28,7 +28,8 @@ STYLE = {
     "legend.frameon": False,
 }
 matplotlib.rcParams.update(STYLE)
-COLOURS = "#000000 #23238e #d6b832 #1a7a3c #8a6fd1 #4db3d9 #9e1237 #e8761a #777777 #8c510a".split()
+COLOURS = "#000000 #23238e #d6b832 #1a7a3c #8a6fd1 #4db3d9 #9e1237 #e8761a #777777".split()
+COLOURS += ["#8c510a", "#c51b7d"]
 DASHES = [
     "-",
     "--",
@@ -40,7 +41,7 @@ DASHES = [
     (0, (1, 1)),
     (0, (4, 1)),
 ]
-MARKERS = "osD^vPX<*h"
+MARKERS = "osD^vPX<*hp"
 BARS = {  # false pattern -> face, hatch
     "FP": ("0.95", "///"),
     "FN_CRK": ("#d95f02", ""),

@@ -31,7 +31,7 @@ duration() {  # of seconds
 }
 
 # run_one "K NAME SEED FLAGS": the K-th run, unless it is finished; says how it went. Of JOBS at once
-# each has a slot of its own, 0 to JOBS - 1, with GPUs a GPU of its own, else one thread.
+# each has a slot of its own, 0 to JOBS - 1, and one thread; the slots take the GPUs in turn.
 run_one() {
   local k name seed flags run line slot status=0 start=$SECONDS left
   read -r k name seed flags <<< "$1"
@@ -47,9 +47,8 @@ run_one() {
   trap "rmdir '$NOTES/slot$slot'" EXIT
   if ((JOBS > 1)); then
     IFS=, read -ra gpus <<< "$GPUS_HERE"
-    if ((${#gpus[@]})); then export CUDA_VISIBLE_DEVICES="${gpus[slot % ${#gpus[@]}]}"; else
-      export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    fi
+    if ((${#gpus[@]})); then export CUDA_VISIBLE_DEVICES="${gpus[slot % ${#gpus[@]}]}"; fi
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
   fi
   # shellcheck disable=SC2086  # the flags of a run are several words
   eval "bash \"$ROOT/scripts/run_$RECIPE.sh\" --data_dir \"$DATA\" \

@@ -10,7 +10,7 @@
 #   ENCODER   default: the recipe's
 #   DATA      folder of the data files; default: REDOCRED_DIR, or Re-DocRED is downloaded
 #   OUT       default runs/table3-$RECIPE
-#   JOBS      runs at once, one thread or one GPU each; default 1
+#   JOBS      runs at once, one thread each, the GPUs in turn; default 1
 # Flags given to this script go to every run. The first seed's runs keep their logits, for figures.
 #   SEEDS="1 5" LOSSES="ATL HingeABL HingeABL:joint" RECIPE=minilm bash scripts/run_table3.sh
 # The margin sweep:

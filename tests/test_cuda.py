@@ -45,3 +45,10 @@ def test_a_run(demo, tmp_path):
     results = read(tmp_path / "a/results.json")
     assert results["device"] == torch.cuda.get_device_name() and len(results["test"]) > 1
     assert results["args"]["precision"] in ("bf16", "fp16")
+
+
+def test_a_deterministic_run_has_the_same_bits_twice(demo, tmp_path):
+    for name in "ab":
+        train.main(flags(demo, tmp_path / name, "--device", "cuda", "--deterministic"))
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert first == second

@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 import sys
+from collections import Counter
 
 import pytest
 from conftest import ROOT, read, shared
@@ -43,10 +44,8 @@ def scores_of(predictions, truth, train):
         return 200 * precision * recall / (precision + recall) if precision + recall else 0.0
 
     precision, recall = len(right) / len(given), len(right) / len(gold)
-    macro = []
-    for r in {x[3] for x in gold}:
-        found, there, both = (sum(x[3] == r for x in part) for part in (given, gold, right))
-        macro.append(f1(both / found if found else 0.0, both / there))
+    found, there, both = (Counter(x[3] for x in part) for part in (given, gold, right))
+    macro = [f1(both[r] / found[r] if found[r] else 0.0, both[r] / there[r]) for r in there]
     return {
         "F1": f1(precision, recall),
         "Ign F1": f1((len(right) - seen) / (len(given) - seen), recall),
@@ -174,20 +173,26 @@ def mean(values, digits=2):
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def folders_of(loss, seeds):
-    return [RUNS / f"{loss}-seed{seed}" for seed in seeds]
-
-
 LOSS_OF = {"ATL": "ATL", "HingeABL (separate)": "HingeABL"}
+
+
+SCORES = {"F1": "f1", "Ign F1": "ign_f1", "precision": "precision", "recall": "recall"}
+SCORES |= {"frequent F1": "freq_f1", "long-tail F1": "long_tail_f1", "macro F1": "macro_f1"}
+
+
+def runs_of(row):
+    """The run folders that a row of a table is the mean of."""
+    return [
+        RUNS / f"{row['loss'].replace(':', '-')}-seed{seed}" for seed in row["seeds"].split(", ")
+    ]
 
 
 def test_the_readmes_table(documents):
     page = (ROOT / "README.md").read_text()
-    seeds = re.search(r"\(seeds? ([\d, and]+)\)", page[page.index("## What came out") :])[1]
     rows = rows_of(page, "loss")
-    assert [row["loss"] for row in rows] == list(LOSS_OF)
+    assert len(rows) == 7
     for row in rows:
-        folders = folders_of(LOSS_OF[row["loss"]], re.findall(r"\d+", seeds))
+        folders = runs_of(row)
         found = []
         for folder in folders:
             found.append(scores_of(submission(folder / "predictions.json.gz"), *documents))
@@ -202,38 +207,106 @@ def test_the_readmes_table(documents):
 
 
 def test_the_tables_of_the_report():
-    """docs/results.md against results.json, whose scores are tested above, and the report's
-    intervals."""
+    """docs/results.md against results.json, whose scores are tested above."""
     page = (ROOT / "docs/results.md").read_text()
-    seeds = re.findall(r"\d+", re.search(r"C1 and C3: test, seeds ([\d, and]+)", page)[1])
-    names = {"F1": "f1", "Ign F1": "ign_f1", "precision": "precision", "recall": "recall"}
-    names |= {"frequent F1": "freq_f1", "long-tail F1": "long_tail_f1", "macro F1": "macro_f1"}
-    for row in rows_of(page[page.index("matter of the threshold") :], "loss"):
-        folders = folders_of(LOSS_OF[row["loss"]], seeds)
-        tuned = [read(folder / "results.json")["tuned"] for folder in folders]
+    shifted = rows_of(page[page.index("matter of the threshold") :], "loss")
+    *counted, paper = rows_of(page[page.index("## What was found") :], "loss")
+    assert [row["loss"] for row in shifted] == [row["loss"] for row in counted]
+    assert len(shifted) == 10 and "the paper's" in paper["loss"]
+    for row in shifted:
+        tuned = [read(folder / "results.json")["tuned"] for folder in runs_of(row)]
         assert row["shift"] == f"{statistics.mean(x['shift'] for x in tuned):+.2f}"
-        for shown, name in names.items():
+        for shown, name in SCORES.items():
             expected = mean([100 * x["test"][name] for x in tuned])
             assert row[shown] == expected, (row["loss"], shown)
-    *of_runs, paper = rows_of(page[page.index("## What was found") :], "loss")
-    assert len(of_runs) == 2 * len(seeds) and "the paper's" in paper["loss"]
-    for row in of_runs:
-        loss, seed = row["loss"].split(", seed ")
-        dev = read(RUNS / f"{LOSS_OF[loss]}-seed{seed}/results.json")["dev"]
+    for row in counted:
+        dev = [read(folder / "results.json")["dev"] for folder in runs_of(row)]
         for name in ("FP", "FN_CRK", "FN_IRK"):
-            assert row[name] == f"{dev[name]:,}"
+            assert row[name] == f"{statistics.mean(x[name] for x in dev):,.0f}"
         for name in SHARES:
-            assert row[name] == f"{100 * dev[name]:.2f}"
+            assert row[name] == mean([100 * x[name] for x in dev])
+
+
+def difference(x, unit=""):
+    return f"{x['difference']:+.2f}{unit} ({x['low']:.2f} to {x['high']:.2f})"
+
+
+def compared(kind, backbone="atlop", against="ATL"):
+    """What the report says of HingeABL against another loss."""
     (group,) = read(RUNS / "report/report.json")["groups"]
-    (tested,), (of_dev,) = (group["significance"][x] for x in ("test", "patterns"))
-    assert [str(seed) for seed in tested["seeds"]] == seeds
+    key = {"loss": "HingeABL", "backbone": backbone, "against": against}
+    (row,) = (x for x in group["significance"][kind] if key.items() <= x.items())
+    return row
+
+
+def test_the_verdicts():
+    """The table of differences against the report's intervals, and the claims against the rule."""
+    page = (ROOT / "docs/results.md").read_text()
     claims = {row["claim"][:2]: row["so far"] for row in rows_of(page, "claim")}
-    found = [(claim, tested[score]) for claim, score in (("C1", "f1"), ("C1", "ign_f1"))]
-    found += [("C3", tested["macro_f1"]), *(("C2", of_dev[name]) for name in SHARES)]
-    for claim, x in found:
-        assert f"{x['difference']:+.2f}" in claims[claim]
-        assert f"({x['low']:.2f} to {x['high']:.2f})" in claims[claim]
-    assert f"{of_atl(seeds):.1f} % on dev" in claims["C5"]
+    shown, text = {"f1": [], "ign_f1": [], "macro_f1": []}, " ".join(page.split())
+    rows = rows_of(page, "against")
+    for row in rows:
+        backbone, _, loss = row["against"].rpartition(": ")
+        found = compared("test", backbone.lower() or "atlop", loss)
+        assert row["seeds"] == ", ".join(map(str, found["seeds"]))
+        for column, name in {"F1": "f1", "Ign F1": "ign_f1", "macro F1": "macro_f1"}.items():
+            assert row[column] == difference(found[name]), (row["against"], column)
+            if found[name]["low"] <= 0:
+                shown[name].append(row["against"])
+    # C1 and C3 are of the paper's six other losses, the first rows; C4 of DocuNet, the last.
+    assert shown["f1"] == [] and "against all six" in claims["C1"]
+    assert shown["ign_f1"] == ["balance_softmax", "NCRL"] and "against five" in claims["C1"]
+    assert "balance_softmax it is **not shown**" in claims["C1"]
+    assert shown["macro_f1"] == ["MeanSAT"] and "five losses; against MeanSAT" in claims["C3"]
+    assert (
+        rows[-1]["against"] == "DocuNet: balance_softmax" and "DocuNet it **holds**" in claims["C4"]
+    )
+    of_dev = compared("patterns")
+    assert "C2: dev, seeds 1, 5, 42 and 233" in text and of_dev["seeds"] == [1, 5, 42, 233]
+    for name, unit in zip(SHARES, ("", " points", ""), strict=True):
+        assert difference(of_dev[name], unit) in claims["C2"], name
+    shares = [
+        100 * read(folder / "results.json")["dev"]["FN_CRK/FN"] for folder in RUNS.glob("ATL-*")
+    ]
+    assert len(shares) == 5
+    said = f"{statistics.mean(shares):.1f} % on dev ({min(shares):.1f} to {max(shares):.1f} by seed"
+    assert said in claims["C5"]
+    tuned = compared("tuned")
+    for name, unit in {"f1": "", "ign_f1": " Ign F1", "macro_f1": " macro F1"}.items():
+        assert difference(tuned[name], unit) in text
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    f1, macro_f1 = (compared("test")[x] for x in ("f1", "macro_f1"))
+    said = (
+        f"of ATL by {f1['difference']:.2f} F1 (95 % interval {f1['low']:.2f} to {f1['high']:.2f})"
+    )
+    assert f"{said} and {macro_f1['difference']:.2f} macro F1" in readme
+    assert f"{tuned['f1']['difference']:.2f} points of F1 are left" in readme
+    docunet = compared("tuned", "docunet", "balance_softmax")
+    assert difference(docunet["f1"], " F1") in text
+
+
+def curve(run):
+    """Dev F1 after each epoch, in percent."""
+    lines = (RUNS / run / "metrics.jsonl").read_text().splitlines()
+    return [100 * json.loads(line)["dev"]["f1"] for line in lines]
+
+
+def test_when_hingeabl_overtakes():
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    leads, ends = [], []
+    for seed in (1, 5, 42, 66, 233):
+        pairs = zip(curve(f"HingeABL-seed{seed}"), curve(f"ATL-seed{seed}"), strict=True)
+        lead = [x - y for x, y in pairs]
+        leads += lead[:13]
+        ends.append(lead[-1])
+        assert len(lead) == 20 and min(lead[15:]) > 0
+    assert f"ahead in {sum(x > 0 for x in leads)} of the {len(leads)} evaluations" in page
+    assert f"at the end by {min(ends):.1f} to {max(ends):.1f} points of F1" in page
+    own = curve("HingeABL-seed66")
+    for losses, epochs in (("balance_softmax AFL SAT PMTEM", 17), ("NCRL", 19)):
+        for loss in losses.split():
+            behind = [x < y for x, y in zip(own, curve(f"{loss}-seed66"), strict=True)]
+            assert epochs == 20 - behind[::-1].index(True) + 1, loss
 
 
 def test_the_table_of_evidence():
@@ -242,18 +315,27 @@ def test_the_table_of_evidence():
     columns = {"F1": "f1", "Ign F1": "ign_f1", "Evi F1": "evi_f1", "macro F1": "macro_f1"}
     for row in rows_of(page, "model"):
         model, loss, seed, *kind = row["model"].split(", ")
-        run = RUNS / f"{'' if model == 'ATLOP' else model + '-'}{loss}-{seed.replace(' ', '')}"
+        prefix = {"ATLOP": "", "DREEAM": "dreeam-", "DREEAM with evidence": "dreeam-e0.1-"}[model]
+        run = RUNS / f"{prefix}{loss}-{seed.replace(' ', '')}"
         results = read(run / "results.json")
         scores = {"": results, "threshold shifted": results["tuned"], "fused": results["fusion"]}
         scores = scores["".join(kind)]["test"]
         for shown, name in columns.items():
             assert row[shown] == f"{100 * scores[name]:.2f}", row["model"]
-    (group,) = read(RUNS / "report/report.json")["groups"]
-    for kind in ("tuned", "fusion"):
-        (row,) = group["significance"][kind]
-        x = row["f1"]
-        interval = f"{x['difference']:+.2f} F1 ({x['low']:.2f} to {x['high']:.2f})"
-        assert interval in " ".join(page.split())
+    text = " ".join(page.split())
+    evidence = "dreeam (evidence_weight 0.1)"
+    for kind, *who in (
+        ("fusion", "atlop", "ATL"),
+        ("fusion", evidence, "atlop"),
+        ("fusion", evidence, "dreeam"),
+        ("test", evidence, "dreeam"),
+        ("test", "dreeam", "atlop"),
+    ):
+        assert difference(compared(kind, *who)["f1"], " F1") in text, who
+    for loss in ("ATL", "HingeABL"):
+        runs = [read(RUNS / f"{loss}-seed{x}/results.json")["test"] for x in (1, 5, 42, 233)]
+        *first, last = (f"{100 * x['evi_f1']:.2f}" for x in runs)
+        assert f"{', '.join(first)} and {last}" in text
 
 
 def test_what_fusion_exchanges(documents):
@@ -269,9 +351,3 @@ def test_what_fusion_exchanges(documents):
             for x in (shifted - fused, fused - shifted)
         )
         assert f"with {loss} {gone} for {new}" in page
-
-
-def of_atl(seeds):
-    """ATL's share of misses that are ranked right, mean over the seeds."""
-    runs = [read(folder / "results.json") for folder in folders_of("ATL", seeds)]
-    return statistics.mean(100 * run["dev"]["FN_CRK/FN"] for run in runs)
