@@ -236,9 +236,9 @@ def significance(kind):
     return group["significance"][kind]
 
 
-def compared(kind, backbone="atlop", against="ATL"):
-    """What the report says of HingeABL against another loss."""
-    key = {"loss": "HingeABL", "backbone": backbone, "against": against}
+def compared(kind, backbone="atlop", against="ATL", loss="HingeABL"):
+    """What the report says of a loss (in a backbone) against another (or in another backbone)."""
+    key = {"loss": loss, "backbone": backbone, "against": against}
     (row,) = (x for x in significance(kind) if key.items() <= x.items())
     return row
 
@@ -340,14 +340,23 @@ def test_the_table_of_evidence():
             assert row[shown] == f"{100 * scores[name]:.2f}", row["model"]
     text = " ".join(page.split())
     evidence = "dreeam (evidence_weight 0.1)"
-    for kind, *who in (
-        ("fusion", "atlop", "ATL"),
-        ("fusion", evidence, "atlop"),
-        ("fusion", evidence, "dreeam"),
-        ("test", evidence, "dreeam"),
-        ("test", "dreeam", "atlop"),
+    for kind, loss, *who in (
+        ("test", "HingeABL", "dreeam", "ATL"),
+        ("test", "HingeABL", evidence, "ATL"),
+        ("fusion", "HingeABL", evidence, "ATL"),
+        ("fusion", "ATL", evidence, "dreeam"),
+        ("fusion", "HingeABL", evidence, "dreeam"),
+        ("fusion", "ATL", evidence, "atlop"),
+        ("fusion", "HingeABL", evidence, "atlop"),
+        ("test", "ATL", evidence, "dreeam"),
+        ("test", "HingeABL", evidence, "dreeam"),
+        ("test", "ATL", "dreeam", "atlop"),
+        ("test", "HingeABL", "dreeam", "atlop"),
     ):
-        assert difference(compared(kind, *who)["f1"], " F1") in text, who
+        assert difference(compared(kind, *who, loss)["f1"], " F1") in text, (kind, loss, who)
+    assert difference(compared("fusion", evidence)["macro_f1"]) in text
+    x = compared("fusion")["f1"]
+    assert f"{x['difference']:+.2f} F1, {x['low']:.2f} to {x['high']:.2f}" in text
     for loss in ("ATL", "HingeABL"):
         runs = [read(RUNS / f"{loss}-seed{x}/results.json")["test"] for x in (1, 5, 42, 233)]
         *first, last = (f"{100 * x['evi_f1']:.2f}" for x in runs)
