@@ -18,6 +18,10 @@ import convert_bio
 import precision
 
 RUNS = ROOT / "results/redocred-992"
+# What a table calls a score -> what results.json does.
+SCORES = {"F1": "f1", "Ign F1": "ign_f1", "precision": "precision", "recall": "recall"}
+SCORES |= {"frequent F1": "freq_f1", "long-tail F1": "long_tail_f1", "macro F1": "macro_f1"}
+SCORES |= {"intra F1": "intra_f1", "inter F1": "inter_f1", "Evi F1": "evi_f1"}
 
 
 def scores_of(predictions, truth, train):
@@ -89,15 +93,14 @@ def test_cdrs_table():
     rows = rows_of((ROOT / "results/cdr/README.md").read_text(), "CDR test")
     runs = {x.name: read(x / "results.json") for x in runs_in("cdr")}
     assert len(rows) == len(runs)
-    names = {"F1": "f1", "Ign F1": "ign_f1", "precision": "precision", "recall": "recall"}
-    names |= {"intra F1": "intra_f1", "inter F1": "inter_f1"}
+    columns = "F1", "Ign F1", "precision", "recall", "intra F1", "inter F1"
     for row in rows:
         loss, seed = row["CDR test"].split(", seed ")
-        run = runs[f"{LOSS_OF[loss]}-seed{seed}"]
+        run = runs[f"{loss.removesuffix(' (separate)')}-seed{seed}"]
         tuned = run["tuned"]
         assert run["commit"].startswith(row["commit"])
-        for shown, name in names.items():
-            assert row[shown] == f"{100 * run['test'][name]:.2f}", shown
+        for shown in columns:
+            assert row[shown] == f"{100 * run['test'][SCORES[shown]]:.2f}", shown
         shifted = f"{100 * tuned['test']['f1']:.2f} ({tuned['shift']:+.2f})"
         assert row["F1, threshold shifted by dev"] == shifted
 
@@ -154,9 +157,8 @@ def check_results(folder, documents):
         kind = {"predictions": None, "test_tuned": "tuned", "test_fused": "fusion"}
         kind = kind[path.name.removesuffix(".json.gz")]
         test = (results[kind] if kind else results)["test"]
-        names = {"F1": "f1", "Ign F1": "ign_f1", "macro F1": "macro_f1"}
         for name, value in found.items():
-            assert value == pytest.approx(100 * test[names.get(name, name)], abs=1e-4), name
+            assert value == pytest.approx(100 * test[SCORES[name]], abs=1e-4), name
 
 
 def rows_of(page, first_column):
@@ -171,13 +173,6 @@ def mean(values, digits=2):
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
-LOSS_OF = {"ATL": "ATL", "HingeABL (separate)": "HingeABL"}
-
-
-SCORES = {"F1": "f1", "Ign F1": "ign_f1", "precision": "precision", "recall": "recall"}
-SCORES |= {"frequent F1": "freq_f1", "long-tail F1": "long_tail_f1", "macro F1": "macro_f1"}
 
 
 def runs_of(row):
@@ -209,6 +204,7 @@ def test_the_readmes_table(documents):
 def test_the_tables_of_the_report():
     """docs/results.md against results.json, whose scores are tested above."""
     page = (ROOT / "docs/results.md").read_text()
+    columns = "F1,Ign F1,precision,recall,frequent F1,long-tail F1,macro F1".split(",")
     shifted = rows_of(page[page.index("matter of the threshold") :], "loss")
     *counted, paper = rows_of(page[page.index("## What was found") :], "loss")
     assert [row["loss"] for row in shifted] == [row["loss"] for row in counted]
@@ -216,8 +212,9 @@ def test_the_tables_of_the_report():
     for row in shifted:
         tuned = [read(folder / "results.json")["tuned"] for folder in runs_of(row)]
         assert row["shift"] == f"{statistics.mean(x['shift'] for x in tuned):+.2f}"
-        for shown, name in SCORES.items():
-            expected = mean([100 * x["test"][name] for x in tuned])
+        assert list(row)[3:] == columns
+        for shown in columns:
+            expected = mean([100 * x["test"][SCORES[shown]] for x in tuned])
             assert row[shown] == expected, (row["loss"], shown)
     for row in counted:
         dev = [read(folder / "results.json")["dev"] for folder in runs_of(row)]
@@ -231,15 +228,11 @@ def difference(x, unit=""):
     return f"{x['difference']:+.2f}{unit} ({x['low']:.2f} to {x['high']:.2f})"
 
 
-def significance(kind):
-    (group,) = read(RUNS / "report/report.json")["groups"]
-    return group["significance"][kind]
-
-
 def compared(kind, backbone="atlop", against="ATL", loss="HingeABL"):
     """What the report says of a loss (in a backbone) against another (or in another backbone)."""
+    (group,) = read(RUNS / "report/report.json")["groups"]
     key = {"loss": loss, "backbone": backbone, "against": against}
-    (row,) = (x for x in significance(kind) if key.items() <= x.items())
+    (row,) = (x for x in group["significance"][kind] if key.items() <= x.items())
     return row
 
 
@@ -247,24 +240,25 @@ def test_the_verdicts():
     """The table of differences against the report's intervals, and the claims against the rule."""
     page = (ROOT / "docs/results.md").read_text()
     claims = {row["claim"][:2]: row["so far"] for row in rows_of(page, "claim")}
-    shown, text = {"f1": [], "ign_f1": [], "macro_f1": []}, " ".join(page.split())
+    not_shown, text = {"F1": [], "Ign F1": [], "macro F1": []}, " ".join(page.split())
     rows = rows_of(page, "against")
     for row in rows:
         backbone, _, loss = row["against"].rpartition(": ")
         found = compared("test", backbone.lower() or "atlop", loss)
         assert row["seeds"] == ", ".join(map(str, found["seeds"]))
-        for column, name in {"F1": "f1", "Ign F1": "ign_f1", "macro F1": "macro_f1"}.items():
-            assert row[column] == difference(found[name]), (row["against"], column)
-            if found[name]["low"] <= 0:
-                shown[name].append(row["against"])
+        for column, others in not_shown.items():
+            x = found[SCORES[column]]
+            assert row[column] == difference(x), (row["against"], column)
+            others += [row["against"]] * (x["low"] <= 0)
     # C1 and C3 are of the paper's six other losses, the first rows; C4 of DocuNet, the last.
     assert [row["against"] for row in rows[7:]] == ["PMTEM", "NCRL", "DocuNet: balance_softmax"]
-    assert shown["f1"] == [] and "Against the other five it **holds with one seed**" in claims["C1"]
-    assert shown["ign_f1"] == ["balance_softmax", "NCRL"]
+    assert not_shown["F1"] == []
+    assert "Against the other five it **holds with one seed**" in claims["C1"]
+    assert not_shown["Ign F1"] == ["balance_softmax", "NCRL"]
     assert "but for Ign F1 against balance_softmax: **not shown**" in claims["C1"]
-    assert shown["macro_f1"] == ["MeanSAT"] and "MeanSAT it is **not shown**" in claims["C3"]
+    assert not_shown["macro F1"] == ["MeanSAT"] and "MeanSAT it is **not shown**" in claims["C3"]
     assert "four others **with one seed**" in claims["C3"] and "DocuNet **with" in claims["C4"]
-    joint = next(x for x in significance("test") if x["loss"] == "HingeABL:joint")["f1"]
+    joint = compared("test", loss="HingeABL:joint")["f1"]
     interval = f"({joint['low']:.2f} to {joint['high']:.2f}, one seed)"
     assert f"{-joint['difference']:.2f} F1 below ATL {interval}" in text
     of_dev = compared("patterns")
@@ -319,6 +313,7 @@ def test_when_hingeabl_overtakes():
     assert f"ahead in {sum(x > 0 for x in leads)} of the {len(leads)} evaluations" in page
     assert f"at the end by {min(ends):.1f} to {max(ends):.1f} points of F1" in page
     own = curve("HingeABL-seed66")
+    assert "AFL, SAT and PMTEM for good from epoch 17 on, of NCRL from epoch 19;" in page
     for losses, epochs in (("balance_softmax AFL SAT PMTEM", 17), ("NCRL", 19)):
         for loss in losses.split():
             behind = [x < y for x, y in zip(own, curve(f"{loss}-seed66"), strict=True)]
@@ -328,7 +323,7 @@ def test_when_hingeabl_overtakes():
 def test_the_table_of_evidence():
     page = (ROOT / "docs/results.md").read_text()
     page = page[page.index("## Evidence and fusion") :]
-    columns = {"F1": "f1", "Ign F1": "ign_f1", "Evi F1": "evi_f1", "macro F1": "macro_f1"}
+    columns = "F1", "Ign F1", "Evi F1", "macro F1"
     for row in rows_of(page, "model"):
         model, loss, seed, *kind = row["model"].split(", ")
         prefix = {"ATLOP": "", "DREEAM": "dreeam-", "DREEAM with evidence": "dreeam-e0.1-"}[model]
@@ -336,8 +331,8 @@ def test_the_table_of_evidence():
         results = read(run / "results.json")
         scores = {"": results, "threshold shifted": results["tuned"], "fused": results["fusion"]}
         scores = scores["".join(kind)]["test"]
-        for shown, name in columns.items():
-            assert row[shown] == f"{100 * scores[name]:.2f}", row["model"]
+        for shown in columns:
+            assert row[shown] == f"{100 * scores[SCORES[shown]]:.2f}", row["model"]
     text = " ".join(page.split())
     evidence = "dreeam (evidence_weight 0.1)"
     for kind, loss, *who in (
