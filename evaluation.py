@@ -90,28 +90,30 @@ def _ratio(part, whole):
     return part / whole if whole else 0.0
 
 
-def evaluate(predictions, truth, train=(), distant=(), frequent=FREQUENT):
+def evaluate(predictions, truth, train=(), distant=None, frequent=FREQUENT):
     """All scores of a submission, a dict.
 
     predictions: list of dicts in submission format; duplicates count once; those of a title that
     is not in `truth` count as predicted. truth: documents with labels. train, distant: the
-    documents whose facts the Ign scores leave out, or what `named_facts` made of them. frequent:
-    the properties that the freq scores are of; for relations other than DocRED's give what
-    `frequent_relations` returns.
+    documents whose facts the Ign scores leave out, or what `named_facts` made of them (distant
+    None: no ign_f1_distant). frequent: the properties that the freq scores are of; for relations
+    other than DocRED's give what `frequent_relations` returns.
     """
     train = train if isinstance(train, (set, frozenset)) else named_facts(train)
-    distant = distant if isinstance(distant, (set, frozenset)) else named_facts(distant)
     documents = {document["title"]: document for document in truth}
     gold = gold_facts(truth)
     submitted = {}
     for x in predictions:
         submitted.setdefault((x["title"], x["h_idx"], x["t_idx"], x["r"]), x)
     correct = [key for key in submitted if key in gold]
-    in_train, in_distant = (known_of(correct, documents, facts) for facts in (train, distant))
+    in_train = known_of(correct, documents, train)
     counts = len(correct), len(submitted), len(gold)
     scores = _micro(*counts)
     scores["ign_f1"] = float(ign_f1_score(*counts, len(in_train)))
-    scores["ign_f1_distant"] = float(ign_f1_score(*counts, len(in_distant)))
+    if distant is not None:
+        facts = distant if isinstance(distant, (set, frozenset)) else named_facts(distant)
+        in_distant = known_of(correct, documents, facts)
+        scores["ign_f1_distant"] = float(ign_f1_score(*counts, len(in_distant)))
     scores["evi_f1"] = _evidence(submitted, gold, documents)
     scores |= _breakdowns(submitted, gold, correct, documents, frequent)
     scores |= _macro(submitted, gold, correct, in_train)
@@ -271,6 +273,8 @@ def format_scores(scores):
         f"frequent F1 {p['freq_f1']}   long-tail F1 {p['long_tail_f1']}   "
         f"intra F1 {p['intra_f1']}   inter F1 {p['inter_f1']}",
     ]
+    if "ign_f1_distant" in scores:
+        lines.append(f"Ign F1 without the facts of --distant {p['ign_f1_distant']}")
     if scores["evi_f1"]:
         lines.append(f"evidence F1 {p['evi_f1']}")
     if "TP" in scores:
@@ -300,7 +304,7 @@ def main(argv=None):
         train, counts = known_facts(args.train, truth, rel2id)
     else:
         train, counts = (), count_relations(truth)
-    distant = known_facts(args.distant, truth, rel2id)[0] if args.distant else ()
+    distant = known_facts(args.distant, truth, rel2id)[0] if args.distant else None
     frequent = frequent_relations(counts, rel2id)
     scores = evaluate(predictions, truth, train, distant, frequent)
     if args.logits:

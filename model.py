@@ -101,6 +101,7 @@ class DocREModel(PreTrainedModel):
     config_class = DocREConfig
     base_model_prefix = "model"
     backbones = {}  # name -> subclass; each enters itself
+    own_loss = "ATL"  # what the backbone's paper trains it with
     num_layers = 1  # of the encoder, the last ones, whose output and attention are averaged
     eps = 1e-5  # of a pair's attention: q / (sum of q + eps)
     cpu_kernels = True
@@ -181,8 +182,7 @@ class DocREModel(PreTrainedModel):
 
 
 class ATLOP(DocREModel, backbone="atlop"):
-    """A pair's context is what both entities attend to; a bilinear layer classifies the pair. Its
-    own loss is ATL."""
+    """A pair's context is what both entities attend to; a bilinear layer classifies the pair."""
 
     def __init__(self, config, encoder=None):
         super().__init__(config, encoder)

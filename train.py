@@ -31,12 +31,13 @@ from engine.checkpoint import (
     load_state,
     load_weights,
     save_config,
+    save_weights,
     sizes_of,
     weights_of,
 )
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_predictions
-from engine.options import FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
+from engine.options import FLAGS, FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
 from engine.prediction import predict_logits, predicted_facts, to_official
 from engine.training import Training
 from inputs.files import (
@@ -44,12 +45,14 @@ from inputs.files import (
     relation_ids,
     remove_unfinished,
     run_main,
+    sha256_of,
     write_atomically,
     write_json,
 )
 from losses import decode, margins, threshold_of
 from model import new_model
 from prepro import docred_features, pairs_of
+from reporting.runs import read_results
 from reporting.statistics import best_fusion_threshold, best_shift
 from utils import (
     autocast,
@@ -64,8 +67,9 @@ from utils import (
 
 def tokenizer_name(args):
     """The run folder's, or a folder or hub name."""
-    if args.load_path and Path(args.load_path).is_dir():
-        return args.load_path
+    source = args.load_path or args.init_path
+    if source and Path(source).is_dir():
+        return source
     return args.tokenizer_name or args.model_name_or_path
 
 
@@ -77,16 +81,16 @@ def build_model(args, rel2id):
         if model.config.label2id != rel2id:
             raise InputError(f"--rel2id: {args.rel2id} has other relations than the run in {path}")
         return model
+    source = args.config_name
     if args.init_path:
         path = Path(args.init_path)
         if path.is_dir():
-            if load_config(path).label2id != rel2id:
+            config = load_config(path)
+            if config.label2id != rel2id:
                 raise InputError(f"--rel2id: {args.rel2id} has other relations than {path}")
-            path = weights_of(path)
+            path, source = weights_of(path), config.encoder.to_dict()
     state = load_state(path) if args.load_path or args.init_path else None
-    encoder = build_encoder(
-        args.model_name_or_path, args.config_name, state is None, args.attention_dropout
-    )
+    encoder = build_encoder(args.model_name_or_path, source, state is None, args.attention_dropout)
     settings = {own: getattr(args, name) for name, own in SAVED_WITH_MODEL.items()}
     sizes = sizes_of(state, args.backbone) if state is not None else {}
     try:
@@ -343,6 +347,11 @@ def start_folder(run, args):
     names += "dev_fused.json test_fused.json"
     for name in names.split():
         (run.folder / name).unlink(missing_ok=True)
+    save_model_files(run)
+
+
+def save_model_files(run):
+    """What a run folder has of a model beside its weights."""
     save_config(run.model, run.folder)
     try:
         run.tokenizer.save_pretrained(run.folder)
@@ -416,6 +425,9 @@ def report(run, best, outputs):
             write_card(folder, run.model.config, results)
             run.model.config.evidence_threshold = args.evidence_threshold
             save_config(run.model, folder)
+        elif Path(args.load_path).is_file():  # from now on a run folder like any other
+            save_weights(run.model, folder)
+            save_model_files(run)
         else:
             write_json(folder / "rel2id.json", run.rel2id)
         write_json(folder / "results.json", results)
@@ -426,12 +438,24 @@ def report(run, best, outputs):
 
 
 def is_finished(args):
-    """Whether there is nothing left to do for --resume."""
-    finished = args.resume and (Path(args.output_dir) / "results.json").exists()
-    if finished:
-        resume.remove_states(Path(args.output_dir))  # killed before it removed them
-        print(f"finished before: {args.output_dir}")
-    return finished
+    """Whether there is nothing left to do for --resume. Raises InputError if what is finished is
+    another run than this."""
+    folder = Path(args.output_dir)
+    if not args.resume or not (folder / "results.json").exists():
+        return False
+    results = read_results(folder / "results.json")
+    saved, now = (
+        {name: x for name, x in given.items() if name in FLAGS and name not in FREE_TO_CHANGE}
+        for given in (results["args"], vars(args))
+    )
+    for split, of_run in results["data"].items():
+        path = Path(args.data_dir) / now[f"{split}_file"]
+        if of_run and path.is_file():
+            saved[f"{split} data"], now[f"{split} data"] = of_run["sha256"], sha256_of(path)
+    resume.check_settings(saved, now, folder)
+    resume.remove_states(folder)  # killed before it removed them
+    print(f"finished before: {folder}")
+    return True
 
 
 def main(argv=None):

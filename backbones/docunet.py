@@ -13,9 +13,10 @@ class DocuNet(DocREModel, backbone="docunet"):
     the context of a pair.
 
     An image has max_height rows and columns, its last entity repeated; that of a document with
-    more entities has a row and a column for each (the released code fails there). Its own loss is
-    balanced softmax.
+    more entities has a row and a column for each (the released code fails there).
     """
+
+    own_loss = "balance_softmax"
 
     def __init__(self, config, encoder=None):
         super().__init__(config, encoder, context_size=config.unet_out_dim)

@@ -10,7 +10,9 @@ from model import DocREModel, localized_contexts, unordered_pair
 
 class KDDocRE(DocREModel, backbone="kd_docre"):
     """The grouped bilinear form gives an embedding of each pair; pairs that share an entity attend
-    to each other. Its own loss is AFL."""
+    to each other."""
+
+    own_loss = "AFL"
 
     def __init__(self, config, encoder=None):
         super().__init__(config, encoder)

@@ -46,11 +46,14 @@ def save_config(model, folder):
 def save_weights(model, folder):
     """Writes model.safetensors, under the released code's parameter names."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(
-        folder / WEIGHTS,
-        lambda path: save_file(state, path, {"format": "pt"}),  # transformers asks for it
-        SafetensorError,
-    )
+
+    def write(path):
+        save_file(state, path, {"format": "pt"})  # transformers asks for it
+        umask = os.umask(0)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)  # as any other file; safetensors lets nobody else read it
+
+    write_atomically(folder / WEIGHTS, write, SafetensorError)
 
 
 def pack(state):

@@ -31,8 +31,8 @@ def flag(default, help=None, **facts):
     above, below   the value must be more, less than that
     choices        the values there are
     length         of a list
-    saved          the name under which DocREConfig has it, True: the flag's own; an evaluation of
-                   a run folder (--load_path) takes it from there
+    saved          the name under which DocREConfig has it, True: the flag's own; what evaluates a
+                   run folder (--load_path) or goes on from it (--init_path) takes it from there
     free           True: nothing that is trained depends on it, so a run may go on with another, and
                    it is of no account in a report (unless scored: evidence and fusion depend on it)
     row            True: the report names it in a row, or elsewhere. Runs that differ in a flag that
@@ -161,6 +161,9 @@ SETTINGS = [
     for name, x in FLAGS.items()
     if x.metadata.get("scored") or not (x.metadata.get("free") or x.metadata.get("row"))
 ]
+# Of these the flags that say how weights were trained, not where or on what machine.
+MACHINE = {"precision", "cpu_kernels", "deterministic"}
+RECIPE = {*SETTINGS, "seed"} - {"init_path", "num_class", *MACHINE}
 
 
 def kind_of(field):
@@ -242,13 +245,18 @@ def parse_runs(argv=None):
     each with a folder of its own. All are checked before any starts."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    config = Path(args.load_path) / "config.json"
-    if args.load_path and os.path.isfile(config):
-        of_run = load_config(args.load_path)
+    source = args.load_path or args.init_path
+    config = Path(source) / "config.json"
+    if source and os.path.isfile(config):
+        of_run = load_config(source)
         saved = {name: getattr(of_run, attribute) for name, attribute in SAVED_WITH_MODEL.items()}
-        parser.set_defaults(rel2id=config, **saved)
-        args = parser.parse_args(argv)
-    given = vars(args)
+        recipe = trained_with(source)
+        if args.init_path:
+            recipe = {"model_name_or_path": recipe.get("model_name_or_path", source)}
+        parser.set_defaults(rel2id=config, **recipe | saved)
+    elif args.load_path:  # which loss a foreign checkpoint was trained with is not in it
+        parser.set_defaults(loss_type=BACKBONES[args.backbone].own_loss)
+    given = vars(parser.parse_args(argv))
     seeds = given.pop("seeds")
     args = Options(**given)
     if seeds is None:
@@ -262,6 +270,13 @@ def parse_runs(argv=None):
     for run in runs:
         check_args(run)
     return runs
+
+
+def trained_with(folder):
+    """What the run in a folder was trained with, flag -> value, as far as its results say."""
+    path = Path(folder) / "results.json"
+    args = read_json(path)["args"] if path.is_file() else {}
+    return {name: args[name] for name in RECIPE if name in args}
 
 
 def of_seed(args, seed):

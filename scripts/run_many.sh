@@ -1,6 +1,7 @@
 # Sourced by run_table2.sh and run_table3.sh: many runs of one recipe, JOBS at once (1), then the
-# report. A finished run is not run again and an interrupted one goes on, so everything can be stopped
-# and started anew; a failed one is named and does not stop the others.
+# report. A finished run is not run again (train.py says if it was made with other flags or data) and
+# an interrupted one goes on, so everything can be stopped and started anew; a failed one is named
+# and does not stop the others.
 #
 # The callers' variables: RECIPE (bert, roberta, minilm: which of scripts/run_*.sh to run), OUT (the
 # folder of the run folders), SEEDS, ENCODER (default: the recipe's), DATA (default: as the recipe),
@@ -33,13 +34,13 @@ duration() {  # of seconds
 # run_one "K NAME SEED FLAGS": the K-th run, unless it is finished; says how it went. Of JOBS at once
 # each has a slot of its own, 0 to JOBS - 1, and one thread; the slots take the GPUs in turn.
 run_one() {
-  local k name seed flags run line slot status=0 start=$SECONDS left
+  local k name seed flags run log line slot status=0 start=$SECONDS left finished=
   read -r k name seed flags <<< "$1"
   run="$OUT/$name-seed$seed" line="[$k of $TOTAL] $name seed $seed"
+  log="$run.log"
   [[ ! -e "$NOTES/interrupted" ]] || return 255
   if [[ -f "$run/results.json" ]]; then
-    echo "$line: $(test_f1 "$run/results.json"), finished before"
-    return
+    finished=yes log="$NOTES/$k.log"  # the run's own log stays
   fi
   slot=0
   until mkdir "$NOTES/slot$slot" 2> /dev/null; do slot=$(((slot + 1) % JOBS)); done
@@ -53,11 +54,15 @@ run_one() {
   # shellcheck disable=SC2086  # the flags of a run are several words
   eval "bash \"$ROOT/scripts/run_$RECIPE.sh\" --data_dir \"$DATA\" \
     ${ENCODER:+--model_name_or_path \"$ENCODER\"} $GIVEN $flags \
-    --seed $seed --output_dir \"$run\" --resume" > "$run.log" 2>&1 || status=$?
+    --seed $seed --output_dir \"$run\" --resume" > "$log" 2>&1 || status=$?
   if ((status == 130)); then
     touch "$NOTES/interrupted"
     echo "$line: interrupted" >&2
     return 255  # xargs starts no other
+  fi
+  if ((status == 0)) && [[ "$finished" ]]; then
+    echo "$line: $(test_f1 "$run/results.json"), finished before"
+    return
   fi
   if ((status == 0)); then
     echo >> "$NOTES/succeeded"
@@ -65,9 +70,9 @@ run_one() {
   else
     echo "$name-seed$seed" >> "$NOTES/failed"
     line+=": failed after $((SECONDS - start)) s: "
-    line+="$({ grep '^error:' "$run.log" || cat "$run.log"; } | tail -n 1) ($run.log)"
+    line+="$({ grep '^error:' "$log" || cat "$log"; } | tail -n 1) ($run.log)"
   fi
-  echo >> "$NOTES/done"
+  [[ "$finished" ]] || echo >> "$NOTES/done"
   left=$((TO_DO - $(wc -l < "$NOTES/done")))
   if ((left > 0)) && [[ -f "$NOTES/succeeded" ]]; then
     line+="; about $(duration $((left * ($(date +%s) - STARTED) / $(wc -l < "$NOTES/done")))) left"
@@ -90,6 +95,7 @@ run_all() {
     fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
   [[ "$JOBS" =~ ^[1-9][0-9]*$ ]] || fail "JOBS=$JOBS: not a number of runs at once"
   NOTES="$(mktemp -d)"
+  touch "$NOTES/done"
   # shellcheck disable=SC2064
   trap "rm -rf '$NOTES'" EXIT
   trap interrupted INT  # also where a run ends with another code, as torchrun's do

@@ -122,6 +122,7 @@ def test_facts_of_distant_documents_are_left_out_apart(split):
     truth, train, predictions = split
     alone, swapped = evaluate(predictions, truth, train), evaluate(predictions, truth, (), train)
     assert swapped["ign_f1_distant"] == alone["ign_f1"] != swapped["ign_f1"]
+    assert "ign_f1_distant" not in alone
     named = named_facts(train)
     assert evaluate(predictions, truth, named, named)["ign_f1_distant"] == alone["ign_f1"]
 

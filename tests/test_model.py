@@ -241,6 +241,14 @@ def test_a_decoder_is_refused(kind):
         small_encoder(kind, is_decoder=True)
 
 
+def test_a_decoder_is_refused_by_what_it_does():
+    """Its configuration does not say that it is one."""
+    small = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 2, "model_type": "llama"}
+    with pytest.raises(InputError, match="a llama model is a decoder"):
+        build_encoder("", small, weights=False)
+
+
 def test_encoder_without_all_its_weights_is_refused(tmp_path):
     encoder = small_encoder()
     encoder.save_pretrained(tmp_path)

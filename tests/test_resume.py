@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,12 +290,19 @@ def test_an_interrupted_run_is_not_overwritten_by_accident(stopped, whole):
     assert_same_end(folder, whole)
 
 
-def test_a_finished_run_stays_as_it_is(demo, whole, capsys):
+def test_a_finished_run_stays_as_it_is(demo, whole, tmp_path, capsys):
     before = (whole / "results.json").stat().st_mtime_ns
     (whole / "state-00000008.pt").write_bytes(b"left by a kill at the very end")
     train.main([*flags(demo, whole), "--resume"])
     assert not resume.state_files(whole)
     assert "finished before" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--resume: the run in .* with seed 66, not 7"):
+        train.main([*flags(demo, whole), "--resume", "--seed", "7"])
+    other = tmp_path / "demo"
+    shutil.copytree(demo, other)
+    (other / "dev_revised.json").write_text(json.dumps(read(demo / "dev_revised.json")[:3]))
+    with pytest.raises(InputError, match="--resume: the run in .* with dev data '"):
+        train.main([*flags(demo, whole), "--resume", "--data_dir", str(other)])
     assert (whole / "results.json").stat().st_mtime_ns == before
 
 

@@ -28,6 +28,8 @@ for name in ("entropy_weight", "ncrl_shift", "positive_weight"):
         given["--" + name] = numbers if name[0] == "e" else numbers[0]
 if given["--loss_type"] == "AML":
     sys.exit("error: AML fails here")
+if os.path.exists(given["--output_dir"] + "/results.json"):  # as train.py does with --resume
+    sys.exit("error: other flags" if "--fail" in sys.argv else 0)
 started = time.time()
 print("starts", flush=True)
 time.sleep(float(os.environ.get("SLEEP", 0)))
@@ -151,8 +153,8 @@ def table3(data, tmp_path):
     cut = {"SEEDS": "1 5", "LOSSES": "ATL HingeABL:joint:m3 HingeABL:m5 AML", "RECIPE": "bert"}
     where = {"PYTHON": str(stub), "DATA": str(data), "OUT": str(tmp_path / "out")}
 
-    def start(process=subprocess.run, name="run_table3.sh", **change):
-        command = ["bash", str(ROOT / "scripts" / name), "--num_train_epochs", "1"]
+    def start(process=subprocess.run, name="run_table3.sh", flags=(), **change):
+        command = ["bash", str(ROOT / "scripts" / name), "--num_train_epochs", "1", *flags]
         env = {k: x for k, x in os.environ.items() if k != "OMP_NUM_THREADS"} | cut | where | change
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         if process != subprocess.run:  # a group that can be interrupted, also where we cannot
@@ -216,6 +218,10 @@ def test_run_table3(table3, tmp_path):
     assert " left" in lines[1] and " left" not in lines[17]
     assert "failed after" in lines[3] and "error: AML fails here" in lines[3]
     assert (tmp_path / "out/ATL-seed1/results.json").stat().st_mtime_ns == first
+    again = start(LOSSES="HingeABL", flags=["--fail"])
+    assert again.returncode == 1 and again.stderr.strip() == "failed: HingeABL-seed1 HingeABL-seed5"
+    assert "[1 of 2] HingeABL seed 1: failed after" in again.stdout
+    assert again.stdout.count("error: other flags") == 2
     logs = [(tmp_path / f"out/HingeABL-seed{x}.log").read_text() for x in (1, 5)]
     assert logs == [f"starts\nsaves logits: {x} tunes: True\n" for x in (True, False)]
     group = read(tmp_path / "out/report/report.json")["groups"][0]

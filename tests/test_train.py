@@ -13,6 +13,7 @@ from conftest import REL2ID, ROOT, flags, read, shared, small_encoder
 import evaluation
 import train
 from engine.checkpoint import load_model
+from engine.options import RECIPE, Options, parse_runs
 from engine.training import epoch_groups, make_optimizer, make_schedule
 from evaluation import PATTERNS, count_patterns, evaluate
 from inputs.documents import read_documents
@@ -72,6 +73,9 @@ def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
     trained, evaluated = read(finished / "results.json"), read(tmp_path / "eval/results.json")
     assert evaluated["test"] == trained["test"] and evaluated["dev"] == trained["dev"]
     assert read(tmp_path / "eval/rel2id.json") == REL2ID  # which report.py asks for
+    assert {name: evaluated["args"][name] for name in RECIPE} == {
+        name: trained["args"][name] for name in RECIPE
+    }
     with pytest.raises(InputError, match="--output_dir .*: holds a run that was trained"):
         train.main([*where, "--output_dir", str(finished), "--overwrite"])
     assert not (tmp_path / "eval/metrics.jsonl").exists()
@@ -86,6 +90,13 @@ def test_load_path_takes_a_released_checkpoint(demo, finished, tmp_path):
     where = ["--data_dir", str(demo), "--load_path", str(tmp_path / "released.pt")]
     train.main([*where, *encoder, "--output_dir", str(tmp_path / "eval")])
     assert read(tmp_path / "eval/results.json")["test"] == read(finished / "results.json")["test"]
+    # and makes a run folder of it, that others may read too
+    again = load_model(tmp_path / "eval").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    mode = (tmp_path / "eval/model.safetensors").stat().st_mode
+    assert mode == (tmp_path / "eval/results.json").stat().st_mode
+    own = parse_runs([*where, "--backbone", "docunet", "--data_dir", str(demo)])[0].loss_type
+    assert own == "balance_softmax"
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
@@ -196,6 +207,21 @@ def test_training_goes_on_from_given_weights(demo, finished, tmp_path):
         for split in ("dev", "test"):
             ours, theirs = (read(x / "results.json") for x in (tmp_path / str(number), finished))
             assert ours[split] == theirs[split]
+
+
+def test_what_is_trained_on_keeps_its_settings(demo, finished, tmp_path):
+    """Of the flags that are not given again; the encoder's configuration is the run's own."""
+    shutil.copytree(finished, tmp_path / "a")
+    config = read(tmp_path / "a/config.json") | {"loss_type": "SAT", "labels_per_pair": 3}
+    (tmp_path / "a/config.json").write_text(json.dumps(config))
+    output, source = tmp_path / "b", ["--init_path", str(tmp_path / "a")]
+    where = ["--data_dir", str(demo), "--device", "cpu", "--output_dir", str(output)]
+    train.main([*where, *source, "--num_labels", "2", "--num_train_epochs", "1"])
+    args, of_source = (read(x / "results.json")["args"] for x in (output, finished))
+    assert (args["loss_type"], args["num_labels"]) == ("SAT", 2)
+    for name in ("emb_size", "model_name_or_path"):
+        assert args[name] == of_source[name] != getattr(Options(), name)
+    assert read(output / "config.json")["encoder"] == config["encoder"]
 
 
 def test_weights_of_another_backbone_are_refused(demo, finished, tmp_path):
