@@ -188,6 +188,7 @@ LOSSES = {
     "NCRL": (ncrl_loss, {"ncrl_shift": 0.0}),
     "ATGL": (atgl_loss, {"positive_weight": 16.5}),
 }
+ZERO_THRESHOLD = {"balance_softmax"}  # a relation is predicted where s_r > 0, of others s_r > s_TH
 OPTIONS = sorted({name for _, options in LOSSES.values() for name in options})
 
 
@@ -223,8 +224,8 @@ def evidence_loss(shares, counts):
 
 
 def threshold_of(logits, loss_type):
-    """The score a relation has to exceed, [pairs, 1]: s_TH, or 0 for balance_softmax."""
-    return torch.zeros_like(logits[:, :1]) if loss_type == "balance_softmax" else logits[:, :1]
+    """The score a relation has to exceed, [pairs, 1]: s_TH, or 0 for those of ZERO_THRESHOLD."""
+    return torch.zeros_like(logits[:, :1]) if loss_type in ZERO_THRESHOLD else logits[:, :1]
 
 
 def margins(logits, loss_type="ATL", num_labels=4):
@@ -237,7 +238,7 @@ def margins(logits, loss_type="ATL", num_labels=4):
     """
     above = logits - threshold_of(logits, loss_type)
     if 0 < num_labels < logits.shape[1]:
-        rivals = logits if loss_type == "balance_softmax" else logits[:, 1:]
+        rivals = logits if loss_type in ZERO_THRESHOLD else logits[:, 1:]
         lowest = rivals.topk(num_labels, dim=1).values[:, -1:]
         above = above.masked_fill(logits < lowest, -torch.inf)
     above[:, 0] = -torch.inf

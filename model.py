@@ -21,8 +21,8 @@ class DocREConfig(PretrainedConfig):
 
     encoder          the encoder's own configuration (as a dict: with its model_type)
     backbone         a name of backbones.BACKBONES
-    loss_type        what it is trained with, which also says how it is decoded; margin to
-                     positive_weight: the options of losses, see losses.LOSSES
+    loss_type        what it is trained with, which also says how it is decoded. The options of
+                     losses (losses.LOSSES) are kept under their own names
     evidence_weight  of DREEAM's evidence loss, 0: none
     evidence_threshold  share of a pair's attention above which a sentence is its evidence
     fusion_threshold  of engine/fusion.py, None: not tuned (train.py --fusion)
@@ -42,12 +42,6 @@ class DocREConfig(PretrainedConfig):
         encoder=None,
         backbone="atlop",
         loss_type="ATL",
-        margin=None,
-        gamma=1.0,
-        hinge_norm="separate",
-        entropy_weight=None,
-        ncrl_shift=None,
-        positive_weight=None,
         evidence_weight=0.0,
         evidence_threshold=0.2,
         fusion_threshold=None,
@@ -68,12 +62,6 @@ class DocREConfig(PretrainedConfig):
             setattr(self.encoder, name, None)
         self.backbone = backbone
         self.loss_type = loss_type
-        self.margin = margin
-        self.gamma = gamma
-        self.hinge_norm = hinge_norm
-        self.entropy_weight = entropy_weight
-        self.ncrl_shift = ncrl_shift
-        self.positive_weight = positive_weight
         self.evidence_weight = evidence_weight
         self.evidence_threshold = evidence_threshold
         self.fusion_threshold = fusion_threshold

@@ -10,7 +10,7 @@ from collections import namedtuple
 import numpy as np
 import torch
 
-from losses import threshold_of
+from losses import ZERO_THRESHOLD, threshold_of
 from prepro import candidate_pairs
 
 MOST = 4  # classes of a pair
@@ -59,7 +59,7 @@ def triple_scores(logits, pairs, loss_type):
     """(head, tail, class) -> score, of the candidates among the logits [P, classes]."""
     top = logits.topk(min(MOST, logits.shape[1]), dim=1)
     threshold = threshold_of(logits, loss_type)
-    if loss_type != "balance_softmax":
+    if loss_type not in ZERO_THRESHOLD:
         has_threshold = (top.indices == 0).any(1, keepdim=True)
         threshold = torch.where(has_threshold, threshold, top.values[:, -1:] - 1)
     scores = (top.values - threshold).tolist()

@@ -229,8 +229,8 @@ def load_config(folder):
             raise InputError("encoder: not an object")
         relation_ids(path)
         config = DocREConfig.from_dict(saved)
-        for name, attribute in SAVED_WITH_MODEL.items():
-            check_value(name, getattr(config, attribute), attribute)
+        for name, value in saved_with(config).items():
+            check_value(name, value, SAVED_WITH_MODEL[name])
         if type(config.fusion_threshold) not in (float, int, type(None)):
             raise InputError("fusion_threshold: not a number")
     except InputError as error:
@@ -248,9 +248,7 @@ def parse_runs(argv=None):
     source = args.load_path or args.init_path
     config = Path(source) / "config.json"
     if source and os.path.isfile(config):
-        of_run = load_config(source)
-        saved = {name: getattr(of_run, attribute) for name, attribute in SAVED_WITH_MODEL.items()}
-        recipe = trained_with(source)
+        saved, recipe = saved_with(load_config(source)), trained_with(source)
         if args.init_path:
             recipe = {"model_name_or_path": recipe.get("model_name_or_path", source)}
         parser.set_defaults(rel2id=config, **recipe | saved)
@@ -270,6 +268,15 @@ def parse_runs(argv=None):
     for run in runs:
         check_args(run)
     return runs
+
+
+def saved_with(config):
+    """The flags that a model's configuration keeps, flag -> value; the default of a flag that is
+    younger than the model."""
+    return {
+        name: getattr(config, attribute, FLAGS[name].default)
+        for name, attribute in SAVED_WITH_MODEL.items()
+    }
 
 
 def trained_with(folder):

@@ -29,7 +29,7 @@ DEFAULTS = vars(Options())  # of flags that an older run does not have
 # so runs that differ in it are never averaged.
 NOT_SETTINGS = DEFAULTS.keys() - SETTINGS
 OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
-# An option of a loss -> what stands before its value in the name of a variant.
+# An option of a loss -> what stands before its value in the name of a variant; else its own name.
 LETTERS = {
     "margin": "m",
     "gamma": "g",
@@ -261,7 +261,7 @@ def loss_label(args):
         if isinstance(value, list):
             value = tuple(value)
         if value not in (None, default):
-            label += f":{LETTERS[name]}{shown(value)}"
+            label += f":{LETTERS.get(name, name)}{shown(value)}"
     return label
 
 

@@ -19,15 +19,14 @@ RECIPE="${RECIPE:-roberta}"
 source "$(dirname "${BASH_SOURCE[0]}")/run_many.sh"
 OUT="${OUT:-$ROOT/runs/table2-$RECIPE}"
 
+# "docunet balance_softmax" and so on: each backbone and its own loss
+KNOWN="$(PYTHONPATH="$ROOT" "$PYTHON" -c 'from backbones import BACKBONES
+for name, kind in BACKBONES.items(): print(name, kind.own_loss)')"
 for seed in $SEEDS; do
   for backbone in ${BACKBONES:-atlop docunet kd_docre}; do
     kind="${backbone%%:*}" weight=()
-    case "$kind" in
-      atlop | dreeam) own=ATL ;;
-      docunet) own=balance_softmax ;;
-      kd_docre) own=AFL ;;
-      *) fail "BACKBONES: $backbone is unknown" ;;
-    esac
+    own="$(sed -n "s/^$kind //p" <<< "$KNOWN")"
+    [[ "$own" ]] || fail "BACKBONES: $backbone is unknown"
     if [[ "$backbone" =~ :e([0-9.]+)$ ]]; then
       weight=(--evidence_weight "${BASH_REMATCH[1]}")
     elif [[ "$backbone" == *:* ]]; then

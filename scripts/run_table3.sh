@@ -25,10 +25,7 @@ parse_loss() {
   local parts part number='[0-9]+([.][0-9]+)?'
   IFS=: read -ra parts <<< "$1"
   name="${parts[0]}" flags=(--loss_type "${parts[0]}")
-  case "$name" in
-    ATL | balance_softmax | AML | AFL | SAT | MeanSAT | HingeABL | PMTEM | NCRL | ATGL) ;;
-    *) fail "LOSSES: $1 is unknown" ;;
-  esac
+  [[ "$KNOWN" == *" $name "* ]] || fail "LOSSES: $1 is unknown, it is none of${KNOWN% }"
   for part in "${parts[@]:1}"; do
     if [[ "$name-$part" =~ ^(HingeABL.*|AML)-m$number$ ]]; then
       flags+=(--margin "${part#m}")
@@ -55,6 +52,7 @@ parse_loss() {
   done
 }
 
+KNOWN=" $(PYTHONPATH="$ROOT" "$PYTHON" -c 'from losses import LOSSES; print(*LOSSES)') "
 first=
 for seed in $SEEDS; do
   first="${first:-$seed}"

@@ -15,8 +15,9 @@ from made_runs import labels_of, row_of, write_run
 
 import report
 from inputs.files import InputError, run_main
+from losses import LOSSES
 from reporting import figures
-from reporting.runs import find_runs, group_runs, read_curve
+from reporting.runs import find_runs, group_runs, loss_label, read_curve
 from reporting.tables import data_tables
 
 PAPER = read(ROOT / "meta/paper_results.json")
@@ -287,6 +288,12 @@ def test_pair_is_the_right_row(made, data):
     )
     assert (case["scores"] == arrays["logits"][30, 1:]).all()
     assert case["threshold"] == arrays["logits"][30, 0] and case["labels"].sum() >= 6
+
+
+def test_a_loss_of_ones_own_has_a_name_without_any_further_line(monkeypatch):
+    monkeypatch.setitem(LOSSES, "Mine", (LOSSES["SAT"][0], {"alpha": 2.0}))
+    assert loss_label({"loss_type": "Mine", "alpha": 3.0}) == "Mine:alpha3"
+    assert loss_label({"loss_type": "Mine", "alpha": 2.0}) == "Mine"
 
 
 def test_penalties_are_the_papers():

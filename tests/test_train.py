@@ -13,12 +13,13 @@ from conftest import REL2ID, ROOT, flags, read, shared, small_encoder
 import evaluation
 import train
 from engine.checkpoint import load_model
-from engine.options import RECIPE, Options, parse_runs
+from engine.options import RECIPE, SAVED_WITH_MODEL, Options, parse_runs, saved_with
 from engine.training import epoch_groups, make_optimizer, make_schedule
 from evaluation import PATTERNS, count_patterns, evaluate
 from inputs.documents import read_documents
 from inputs.files import InputError
 from losses import LOSSES
+from model import DocREConfig
 from utils import make_deterministic, set_seed
 
 
@@ -97,6 +98,14 @@ def test_load_path_takes_a_released_checkpoint(demo, finished, tmp_path):
     assert mode == (tmp_path / "eval/results.json").stat().st_mode
     own = parse_runs([*where, "--backbone", "docunet", "--data_dir", str(demo)])[0].loss_type
     assert own == "balance_softmax"
+
+
+def test_a_model_older_than_a_flag_has_its_default():
+    config = DocREConfig(gamma=3.0)
+    assert not hasattr(config, "positive_weight")
+    saved = saved_with(config)
+    assert saved["gamma"] == 3 and saved["positive_weight"] is None
+    assert saved.keys() == SAVED_WITH_MODEL.keys()
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
