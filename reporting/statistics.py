@@ -3,6 +3,8 @@
 import numpy as np
 
 from evaluation import f1_score, gold_facts, ign_f1_score, known_of, named_facts
+from inputs.documents import read_predictions
+from inputs.files import InputError
 
 
 def shift_curve(margins, labels):
@@ -79,6 +81,15 @@ def document_counts(predictions, truth, rel2id, train=()):
         places = [(row[title], rel2id[r]) for title, _, _, r in keys]
         np.add.at(counts[..., column], tuple(np.reshape(places, (-1, 2)).astype(int).T), 1)
     return counts
+
+
+def read_counts(path, truth, rel2id, train=()):
+    """`document_counts` of a submission's file. Raises InputError."""
+    predictions = read_predictions(path, truth, rel2id)
+    try:
+        return document_counts(predictions, truth, rel2id, train)
+    except KeyError as error:
+        raise InputError(f"{path}: the test file has no document {error}") from None
 
 
 def scores_of_counts(counts):

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from evaluation import PATTERNS, SHARES, named_facts, pattern_shares
-from inputs.documents import read_predictions
 from inputs.files import InputError
 from reporting.runs import FAULTS, FUSED, SCORES, Patterns
-from reporting.statistics import document_counts, paired_bootstrap, scores_of_counts
+from reporting.statistics import paired_bootstrap, read_counts, scores_of_counts
 
 NOT_IN_PAPER = ("PMTEM", "NCRL", "ATGL")
 
@@ -165,11 +164,7 @@ def run_counts(run, kind, truth, facts, rel2id):
     scores = run["test"] if kind == "test" else (run[kind] or {}).get("test")
     if not scores or (kind != "test" and not path.exists()):
         return None
-    predictions = read_predictions(path, truth, rel2id)
-    try:
-        counts = document_counts(predictions, truth, rel2id, facts or ())
-    except KeyError as error:
-        raise InputError(f"{path}: the test file has no document {error}") from None
+    counts = read_counts(path, truth, rel2id, facts or ())
     f1, ign_f1, _ = scores_of_counts(counts.sum(0))
     same = abs(f1 - scores["f1"]) < 1e-6
     if not same or (facts is not None and abs(ign_f1 - scores["ign_f1"]) > 1e-6):

@@ -1,0 +1,101 @@
+"""Where two submissions differ, and whether the difference may be chance: F1, Ign F1 and macro F1
+with a paired bootstrap, and F1 of every relation. Of several seeds each:
+
+    python scripts/compare.py --truth dataset/redocred/test_revised.json \
+        --pred runs/a/seed1/predictions.json runs/a/seed5/predictions.json \
+        --against runs/b/seed1/predictions.json runs/b/seed5/predictions.json
+
+Without --against the scores of --pred are shown. The first file of one is paired with the first of
+the other. low, high: the 95 % interval of the difference, over documents and seeds together.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from evaluation import f1_score, known_facts
+from inputs.documents import read_documents
+from inputs.files import (
+    META_DIR,
+    InputError,
+    OneLineParser,
+    read_json,
+    relation_ids,
+    run_main,
+    write_json,
+)
+from reporting.statistics import (
+    COMPARED_SCORES,
+    paired_bootstrap,
+    read_counts,
+    scores_of_counts,
+)
+
+
+def relation_rows(rel2id, *sides):
+    """A row a relation that has facts, the most frequent first: property, name, facts, and mean F1
+    in percent of each side, [seeds, documents, relations, 4]."""
+    names = read_json(META_DIR / "rel_info.json")
+    totals = [side.sum(1) for side in sides]  # [seeds, relations, 4]
+    f1 = [100 * f1_score(*np.moveaxis(total[..., :3], -1, 0)).mean(0) for total in totals]
+    rows = [
+        [
+            relation,
+            names.get(relation, relation),
+            int(totals[0][0, i, 2]),
+            *(float(x[i]) for x in f1),
+        ]
+        for relation, i in rel2id.items()
+        if totals[0][0, i, 2]
+    ]
+    return sorted(rows, key=lambda row: -row[2])
+
+
+def main(argv=None):
+    parser = OneLineParser(description="Two submissions of the same documents compared.")
+    parser.add_argument("--pred", required=True, nargs="+", help="submission, one of each seed")
+    parser.add_argument("--against", nargs="+", default=[], help="the other: as many")
+    parser.add_argument("--truth", required=True, help="documents with labels")
+    parser.add_argument("--train", help="training documents, whose facts Ign F1 leaves out")
+    parser.add_argument(
+        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
+    )
+    parser.add_argument("--output", help="write all numbers as JSON to this file")
+    args = parser.parse_args(argv)
+    if args.against and len(args.against) != len(args.pred):
+        raise InputError(f"--against: {len(args.against)} files, --pred has {len(args.pred)}")
+    rel2id = relation_ids(args.rel2id)
+    truth = read_documents(args.truth, rel2id)
+    facts = known_facts(args.train, truth, rel2id)[0] if args.train else ()
+    sides = [
+        np.stack([read_counts(path, truth, rel2id, facts) for path in paths])
+        for paths in (args.pred, args.against)
+        if paths
+    ]
+    names = ["pred", "against"][: len(sides)]
+    means = [100 * scores_of_counts(side.sum(1)).mean(0) for side in sides]  # [scores] each
+    scores = dict(zip(COMPARED_SCORES, map(list, zip(*means, strict=True)), strict=True))
+    columns = list(names)
+    if args.against:
+        columns += ["difference", "low", "high", "p"]
+        for name, found in paired_bootstrap(*sides).items():
+            scores[name] += [100 * found[x] for x in columns[2:5]] + [found["p"]]
+    relations = relation_rows(rel2id, *sides)
+    table = [[name, *values] for name, values in scores.items()]
+    print(tabulate(table, ["", *columns], "github", floatfmt=[".2f"] * 6 + [".4f"]))
+    print("\n" + tabulate(relations, ["relation", "", "facts", *names], "github", floatfmt=".2f"))
+    if not args.train:
+        print("\nno --train file: Ign F1 leaves out nothing")
+    if args.output:
+        content = {"scores": {x: dict(zip(columns, row, strict=True)) for x, *row in table}}
+        columns = ["name", "facts", *names]
+        content["relations"] = {x: dict(zip(columns, row, strict=True)) for x, *row in relations}
+        write_json(args.output, content)
+
+
+if __name__ == "__main__":
+    run_main(main)
