@@ -362,16 +362,21 @@ def save_model_files(run):
 def complete(run):
     """Trains where that is asked for, evaluates, and writes what is left of the run folder."""
     args, folder, best = run.args, run.folder, None
+    log = start_wandb(args)
     if not args.load_path:
         if distributed.is_first() and not (args.resume and resume.state_files(folder)):
             start_folder(run, args)
-        best = Training(run, start_wandb(args))()
+        best = Training(run, log)()
         if distributed.is_first():
             load_weights(run.model, folder / "model.safetensors")
         distributed.spread(run.model)
     outputs = {x: run.predict(x) for x in ("dev", "test") if x in run.data.documents}
     if distributed.is_first():
-        report(run, best, outputs)
+        results = report(run, best, outputs)
+        test = {"test": results, "test_tuned": results.get("tuned", {})}
+        test["test_fused"] = results.get("fusion", {})
+        scores = {name: x.get("test", {}) for name, x in test.items()}
+        log({f"{name}/{k}": x for name, part in scores.items() for k, x in part.items()}, None)
 
 
 def show(results, title):
@@ -388,7 +393,8 @@ def write_submissions(folder, submissions, name):
 
 
 def report(run, best, outputs):
-    """Scores the outputs (split -> what `predict_logits` says), prints and writes what is left.
+    """Scores the outputs (split -> what `predict_logits` says), prints and writes what is left;
+    returns what results.json has.
 
     best: the record of the best evaluation while training, None: nothing was trained.
     """
@@ -435,6 +441,7 @@ def report(run, best, outputs):
         print(f"run folder: {folder}")
     if args.fusion and not best and Path(args.load_path).is_dir():
         save_config(run.model, Path(args.load_path))  # with the threshold, for predict.py --fusion
+    return results
 
 
 def is_finished(args):

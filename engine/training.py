@@ -264,7 +264,8 @@ class Training:
         lines = "".join(json.dumps(x) + "\n" for x in records)
         write_atomically(folder / "metrics.jsonl", lambda path: path.write_text(lines, "utf-8"))
         dev = {f"dev/{name}": x for name, x in scores.items()}
-        self.log({"loss": record["loss"]} | dev, record["step"])
+        rates = {"loss": record["loss"], "learning_rate": self.schedule.get_last_lr()[0]}
+        self.log(rates | dev, record["step"])
         if is_best:
             save_weights(self.run.model, folder)
         return is_best

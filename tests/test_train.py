@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,23 @@ def test_load_path_takes_a_released_checkpoint(demo, finished, tmp_path):
     assert mode == (tmp_path / "eval/results.json").stat().st_mode
     own = parse_runs([*where, "--backbone", "docunet", "--data_dir", str(demo)])[0].loss_type
     assert own == "balance_softmax"
+
+
+def test_what_wandb_is_told(demo, tmp_path, monkeypatch):
+    told, started = [], []
+    fake = SimpleNamespace(run=None, init=lambda **x: started.append(x), finish=lambda: None)
+    fake.log = lambda record, step: told.append((step, record))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    more = "--wandb", "offline", "--num_train_epochs", "2", "--tune_threshold"
+    train.main(flags(demo, tmp_path / "a", *more))
+    results = read(tmp_path / "a/results.json")
+    assert len(started) == 1 and started[0]["config"]["seed"] == 66
+    assert [step for step, _ in told] == [4, 8, None]
+    for record, (_, sent) in zip(without_times(tmp_path / "a"), told, strict=False):
+        assert (sent["loss"], sent["dev/f1"]) == (record["loss"], record["dev"]["f1"])
+    assert told[0][1]["learning_rate"] > told[1][1]["learning_rate"] == 0
+    assert told[2][1]["test/f1"] == results["test"]["f1"]
+    assert told[2][1]["test_tuned/f1"] == results["tuned"]["test"]["f1"]
 
 
 def test_a_model_older_than_a_flag_has_its_default():
