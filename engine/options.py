@@ -181,7 +181,11 @@ def build_parser():
             more = {"type": get_args(kind)[0], "nargs": facts["length"]}
         if "choices" in facts:
             more["choices"] = facts["choices"]
-        parser.add_argument(f"--{name}", default=field.default, help=facts["help"], **more)
+        said, default = facts["help"] or "", field.default
+        if isinstance(default, (int, float, str)) and default not in ("", False):
+            if "default" not in said:
+                said = f"{said} (default {default})".strip()
+        parser.add_argument(f"--{name}", default=default, help=said, **more)
     parser.add_argument("--seeds", type=int, nargs="+", help="several runs, one each, not --seed")
     return parser
 
