@@ -23,7 +23,13 @@ import torch
 import transformers
 
 import evaluation
-from encoders.loading import build_encoder, load_tokenizer, transformer_type, window_size
+from encoders.loading import (
+    build_encoder,
+    check_precision,
+    load_tokenizer,
+    transformer_type,
+    window_size,
+)
 from engine import distributed, resume
 from engine.card import write_card
 from engine.checkpoint import (
@@ -37,7 +43,14 @@ from engine.checkpoint import (
 )
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_predictions
-from engine.options import FLAGS, FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
+from engine.options import (
+    FLAGS,
+    FREE_TO_CHANGE,
+    MACHINE,
+    SAVED_WITH_MODEL,
+    load_config,
+    parse_runs,
+)
 from engine.prediction import predict_logits, predicted_facts, to_official
 from engine.training import Training
 from inputs.files import (
@@ -155,6 +168,7 @@ class Run:
             raise InputError(
                 f"tokenizer: id {self.data.largest} is none of the encoder's {config.vocab_size}"
             )
+        check_precision(config, args.precision)
         tokens = *special_tokens(self.tokenizer, kind), self.tokenizer.pad_token_id
         self.collate = partial(
             collate, tokens=tokens, num_class=args.num_class, size=window_size(config)
@@ -246,7 +260,6 @@ class Run:
         outputs: split -> what `predict_logits` says of it.
         """
         args, results, submissions, config = self.args, {}, {}, self.model.config
-        config.loss_type, config.evidence_threshold = args.loss_type, args.evidence_threshold
         for split, (logits, _, shares) in outputs.items():
             started, documents = time.perf_counter(), self.data.documents[split]
             options = args.loss_type, args.evidence_threshold, self.logits_of
@@ -339,15 +352,14 @@ def make_folder(args):
     return folder
 
 
-def start_folder(run, args):
-    """Clears the run folder of an earlier run and writes what is known before training."""
-    resume.remove_states(run.folder)
+def clear_folder(folder):
+    """Removes what an earlier run left in its folder."""
+    resume.remove_states(folder)
     names = "results.json metrics.jsonl predictions.json patterns.json model.safetensors README.md "
-    names += "dev_logits.npz test_logits.npz dev_tuned.json test_tuned.json "
-    names += "dev_fused.json test_fused.json"
+    names += "config.json rel2id.json dev_logits.npz test_logits.npz dev_tuned.json "
+    names += "test_tuned.json dev_fused.json test_fused.json"
     for name in names.split():
-        (run.folder / name).unlink(missing_ok=True)
-    save_model_files(run)
+        (folder / name).unlink(missing_ok=True)
 
 
 def save_model_files(run):
@@ -365,11 +377,14 @@ def complete(run):
     log = start_wandb(args)
     if not args.load_path:
         if distributed.is_first() and not (args.resume and resume.state_files(folder)):
-            start_folder(run, args)
+            clear_folder(folder)
+            save_model_files(run)
         best = Training(run, log)()
         if distributed.is_first():
             load_weights(run.model, folder / "model.safetensors")
         distributed.spread(run.model)
+    elif folder and distributed.is_first() and (folder / "results.json").exists():
+        clear_folder(folder)  # of the evaluation before
     outputs = {x: run.predict(x) for x in ("dev", "test") if x in run.data.documents}
     if distributed.is_first():
         results = report(run, best, outputs)
@@ -440,7 +455,12 @@ def report(run, best, outputs):
         resume.remove_states(folder)
         print(f"run folder: {folder}")
     if args.fusion and not best and Path(args.load_path).is_dir():
-        save_config(run.model, Path(args.load_path))  # with the threshold, for predict.py --fusion
+        config = run.model.config
+        own = config.loss_type, config.evidence_threshold
+        if own == (args.loss_type, args.evidence_threshold):
+            save_config(run.model, Path(args.load_path))  # the threshold, for predict.py --fusion
+        else:
+            print("the threshold of fusion is not kept: the flags are not the model's own")
     return results
 
 
@@ -451,9 +471,11 @@ def is_finished(args):
     if not args.resume or not (folder / "results.json").exists():
         return False
     results = read_results(folder / "results.json")
+    compared = FLAGS.keys() - FREE_TO_CHANGE - MACHINE
+    if Path(args.init_path).is_file():  # its sizes were taken, whatever the flags said
+        compared -= {"emb_size", "unet_in_dim", "unet_out_dim", "down_dim"}
     saved, now = (
-        {name: x for name, x in given.items() if name in FLAGS and name not in FREE_TO_CHANGE}
-        for given in (results["args"], vars(args))
+        {name: given[name] for name in compared} for given in (results["args"], vars(args))
     )
     for split, of_run in results["data"].items():
         path = Path(args.data_dir) / now[f"{split}_file"]

@@ -1,4 +1,4 @@
-"""Batches, seeding, run folders: what is neither model nor data format."""
+"""Batches, seeds, precision: what is neither model nor data format."""
 
 import os
 import random
@@ -56,8 +56,8 @@ def window_starts(length, size, num_special):
     """Where the windows of a document start, in tokens: the first at 0, the last ends at its end.
 
     Up to 2 * size tokens there are at most two, as in the released code (they miss up to
-    2 * size - length + num_special - 2 tokens in the middle of a document of nearly 2 * size
-    tokens; kept, so that scores are comparable); beyond, as many as cover every token.
+    num_special tokens in the middle of a document of nearly 2 * size tokens; kept, so that scores
+    are comparable); beyond, as many as cover every token.
     """
     if length <= size:
         return [0]

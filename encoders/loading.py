@@ -76,6 +76,15 @@ def check_encoder(config):
     window_size(config)
 
 
+def check_precision(config, precision):
+    """Raises InputError for what transformers cannot compute in half precision."""
+    if config.model_type == "deberta" and precision != "fp32":
+        raise InputError(
+            f"--precision {precision}: the first DeBERTa computes in fp32 alone; give "
+            "--precision fp32, or take DeBERTa-v3"
+        )
+
+
 @torch.no_grad()
 def _check_returns_attention(encoder, name):
     config, length = encoder.config, 8
@@ -121,8 +130,8 @@ def window_size(config, largest=512):
     """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders. Raises
     ValueError if there is no room for a word between the special tokens."""
     limit = getattr(config, "max_position_embeddings", None) or largest
-    if transformer_type(config) == "roberta":
-        limit -= config.pad_token_id + 1  # RoBERTa counts positions from there
+    if transformer_type(config) == "roberta" or config.model_type == "mpnet":
+        limit -= config.pad_token_id + 1  # they count positions from there
     if limit < SMALLEST_WINDOW:
         raise ValueError(f"max_position_embeddings: windows of {limit} tokens are too small")
     return min(limit, largest)

@@ -46,14 +46,19 @@ def save_config(model, folder):
 def save_weights(model, folder):
     """Writes model.safetensors, under the released code's parameter names."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_state(folder / WEIGHTS, state)
 
-    def write(path):
-        save_file(state, path, {"format": "pt"})  # transformers asks for it
+
+def write_state(path, state):
+    """Writes parameter name -> tensor, which whoever may read other files may read."""
+
+    def write(temporary):
+        save_file(state, temporary, {"format": "pt"})  # transformers asks for it
         umask = os.umask(0)
         os.umask(umask)
-        path.chmod(0o666 & ~umask)  # as any other file; safetensors lets nobody else read it
+        temporary.chmod(0o666 & ~umask)  # safetensors lets nobody else read it
 
-    write_atomically(folder / WEIGHTS, write, SafetensorError)
+    write_atomically(path, write, SafetensorError)
 
 
 def pack(state):

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from encoders.loading import load_tokenizer, transformer_type, window_size
+from encoders.loading import check_precision, load_tokenizer, transformer_type, window_size
 from engine.checkpoint import fetch, load_model
 from engine.fusion import fuse_documents, fused_predictions
 from engine.options import pick_device
@@ -72,6 +72,7 @@ class RelationExtractor:
             )
         self.property_of = {number: name for name, number in self.rel2id.items()}
         self.names = read_json(META_DIR / "rel_info.json")
+        check_precision(encoder, precision)
         self.autocast = autocast(self.device, precision)
         tokens = special_tokens(self.tokenizer, transformer_type(encoder))
         self.collate = partial(

@@ -329,6 +329,8 @@ def check_args(args):
                 f"--output_dir {args.output_dir}: holds a run that was trained; an evaluation "
                 "(--load_path) goes to a folder of its own"
             )
+        if args.output_dir and os.path.realpath(args.output_dir) == os.path.realpath(path):
+            raise InputError(f"--output_dir {args.output_dir}: the folder that is evaluated")
     if args.init_path and args.load_path:
         raise InputError("--init_path: not with --load_path, which trains nothing")
     if args.init_path and not os.path.exists(args.init_path):

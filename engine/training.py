@@ -50,9 +50,10 @@ def train_step(
     num_related=None,
     evidence_weight=0.0,
 ):
-    """One step of the optimizer over one accumulation group of batches, as if they were one batch;
-    returns the loss: its mean over all pairs, plus evidence_weight times the mean evidence loss of
-    the pairs with a relation, for which the batches have sentences and evidence.
+    """One step of the optimizer over one accumulation group of batches, as if they were one batch
+    (but for PMTEM, whose entropy is weighted by the batch); returns the loss: its mean over all
+    pairs, plus evidence_weight times the mean evidence loss of the pairs with a relation, for which
+    the batches have sentences and evidence.
 
     num_pairs, num_related: pairs of the group, and those with a relation. None: those of `batches`;
     several processes (`distributed`) have a part of each batch each, and say how many there are in

@@ -9,14 +9,11 @@ transformers alone does not. What the rounding costs is measured with train.py -
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from encoders.loading import load_tokenizer
-from engine.checkpoint import PACKED, fetch, load_model, pack, save_config
-from inputs.files import InputError, OneLineParser, run_main, sha256_of, write_atomically
+from engine.checkpoint import PACKED, fetch, load_model, pack, save_config, write_state
+from inputs.files import InputError, OneLineParser, run_main, sha256_of
 
 
 def main(argv=None):
@@ -33,7 +30,7 @@ def main(argv=None):
     except OSError as error:
         raise InputError(f"--output {args.output}: {error.strerror}") from None
     state = pack(model.state_dict())
-    write_atomically(args.output / PACKED, lambda path: save_file(state, path), SafetensorError)
+    write_state(args.output / PACKED, state)
     save_config(model, args.output)
     tokenizer.save_pretrained(args.output)
     size = (args.output / PACKED).stat().st_size

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import eager_copy, make_document, small_encoder, small_model
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from backbones import BACKBONES
-from encoders.loading import build_encoder, window_size
+from encoders.loading import build_encoder, check_precision, window_size
 from engine.checkpoint import (
     load_model,
     load_state,
@@ -247,6 +248,20 @@ def test_a_decoder_is_refused_by_what_it_does():
     small |= {"num_attention_heads": 2, "num_key_value_heads": 2, "model_type": "llama"}
     with pytest.raises(InputError, match="a llama model is a decoder"):
         build_encoder("", small, weights=False)
+
+
+def test_windows_of_an_encoder_that_counts_positions_from_its_padding():
+    for kind in ("roberta", "mpnet"):
+        config = AutoConfig.for_model(kind, max_position_embeddings=66, pad_token_id=1)
+        assert window_size(config) == 64
+
+
+def test_the_first_deberta_computes_in_fp32():
+    config = AutoConfig.for_model("deberta")
+    check_precision(config, "fp32")
+    check_precision(AutoConfig.for_model("deberta-v2"), "bf16")
+    with pytest.raises(InputError, match="--precision bf16: the first DeBERTa"):
+        check_precision(config, "bf16")
 
 
 def test_encoder_without_all_its_weights_is_refused(tmp_path):

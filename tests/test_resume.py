@@ -296,6 +296,7 @@ def test_a_finished_run_stays_as_it_is(demo, whole, tmp_path, capsys):
     train.main([*flags(demo, whole), "--resume"])
     assert not resume.state_files(whole)
     assert "finished before" in capsys.readouterr().out
+    train.main([*flags(demo, whole), "--resume", "--cpu_kernels", "off"])  # of another machine
     with pytest.raises(InputError, match="--resume: the run in .* with seed 66, not 7"):
         train.main([*flags(demo, whole), "--resume", "--seed", "7"])
     other = tmp_path / "demo"

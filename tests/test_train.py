@@ -101,6 +101,27 @@ def test_load_path_takes_a_released_checkpoint(demo, finished, tmp_path):
     assert own == "balance_softmax"
 
 
+def test_an_evaluation_leaves_the_model_as_it_is_and_nothing_of_the_one_before(
+    demo, finished, tmp_path, capsys
+):
+    model, output = tmp_path / "model", tmp_path / "eval"
+    shutil.copytree(finished, model)
+    where = ["--data_dir", str(demo), "--device", "cpu", "--output_dir", str(output)]
+    own = [*where, "--load_path", str(model), "--fusion"]
+    train.main([*own, "--loss_type", "balance_softmax", "--save_logits", "--tune_threshold"])
+    assert read(model / "config.json") == read(finished / "config.json")
+    assert "the threshold of fusion is not kept" in capsys.readouterr().out
+    train.main([*own, "--overwrite"])
+    assert not [*output.glob("*.npz"), *output.glob("*_tuned.json")]
+    config = read(model / "config.json")
+    threshold = read(output / "results.json")["fusion"]["threshold"]
+    assert config == read(finished / "config.json") | {"fusion_threshold": threshold}
+    with pytest.raises(InputError, match="the folder that is evaluated"):
+        (model / "metrics.jsonl").unlink()
+        train.main([*own, "--output_dir", str(model), "--overwrite"])
+    assert (model / "model.safetensors").exists()
+
+
 def test_what_wandb_is_told(demo, tmp_path, monkeypatch):
     told, started = [], []
     fake = SimpleNamespace(run=None, init=lambda **x: started.append(x), finish=lambda: None)
