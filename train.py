@@ -43,15 +43,8 @@ from engine.checkpoint import (
 )
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_predictions
-from engine.options import (
-    FLAGS,
-    FREE_TO_CHANGE,
-    MACHINE,
-    SAVED_WITH_MODEL,
-    load_config,
-    parse_runs,
-)
-from engine.prediction import predict_logits, predicted_facts, to_official
+from engine.options import COMPARED, FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
+from engine.prediction import predict_logits, to_official
 from engine.training import Training
 from inputs.files import (
     InputError,
@@ -66,7 +59,7 @@ from losses import decode, margins, threshold_of
 from model import new_model
 from prepro import docred_features, pairs_of
 from reporting.runs import read_results
-from reporting.statistics import best_fusion_threshold, best_shift
+from reporting.statistics import best_evidence_threshold, best_fusion_threshold, best_shift
 from utils import (
     autocast,
     collate,
@@ -115,18 +108,6 @@ def build_model(args, rel2id):
     for name in sizes.keys() & vars(args).keys():  # the sizes of given weights count
         setattr(args, name, sizes[name])
     return model
-
-
-def best_evidence_threshold(predicted, features, rel2id, shares, gold):
-    """The share of attention that a sentence has to exceed for the best evidence F1 of these
-    predictions. gold: triple -> its evidence (`evaluation.gold_facts`)."""
-    found, right = [], []
-    for i, row, x in predicted_facts(predicted, features, rel2id):
-        evidence = gold.get((x["title"], x["h_idx"], x["t_idx"], x["r"]), ())
-        found += shares[i][row].tolist()
-        right += [sentence in evidence for sentence in range(shares[i].shape[1])]
-    total = sum(len(set(sentences)) for sentences in gold.values())
-    return best_shift(np.array(found)[:, None], np.array(right)[:, None], total)
 
 
 class Run:
@@ -444,7 +425,6 @@ def report(run, best, outputs):
     if folder:
         if best:
             write_card(folder, run.model.config, results)
-            run.model.config.evidence_threshold = args.evidence_threshold
             save_config(run.model, folder)
         elif Path(args.load_path).is_file():  # from now on a run folder like any other
             save_weights(run.model, folder)
@@ -471,9 +451,9 @@ def is_finished(args):
     if not args.resume or not (folder / "results.json").exists():
         return False
     results = read_results(folder / "results.json")
-    compared = FLAGS.keys() - FREE_TO_CHANGE - MACHINE
+    compared = COMPARED
     if Path(args.init_path).is_file():  # its sizes were taken, whatever the flags said
-        compared -= {"emb_size", "unet_in_dim", "unet_out_dim", "down_dim"}
+        compared = compared - {"emb_size", "unet_in_dim", "unet_out_dim", "down_dim"}
     saved, now = (
         {name: given[name] for name in compared} for given in (results["args"], vars(args))
     )

@@ -161,8 +161,10 @@ SETTINGS = [
     for name, x in FLAGS.items()
     if x.metadata.get("scored") or not (x.metadata.get("free") or x.metadata.get("row"))
 ]
-# Of these the flags that say how weights were trained, not where or on what machine.
-MACHINE = {"precision", "cpu_kernels", "deterministic"}
+MACHINE = {"precision", "cpu_kernels", "deterministic"}  # what may differ from machine to machine
+# What a finished run must have in common with one that is asked for.
+COMPARED = FLAGS.keys() - FREE_TO_CHANGE - MACHINE
+# How weights were trained: an evaluation (--load_path) takes it from their run.
 RECIPE = {*SETTINGS, "seed"} - {"init_path", "num_class", *MACHINE}
 
 
@@ -286,8 +288,9 @@ def saved_with(config):
 def trained_with(folder):
     """What the run in a folder was trained with, flag -> value, as far as its results say."""
     path = Path(folder) / "results.json"
-    args = read_json(path)["args"] if path.is_file() else {}
-    return {name: args[name] for name in RECIPE if name in args}
+    results = read_json(path) if path.is_file() else {}
+    args = results.get("args") if isinstance(results, dict) else None
+    return {name: args[name] for name in RECIPE if name in args} if isinstance(args, dict) else {}
 
 
 def of_seed(args, seed):

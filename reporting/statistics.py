@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from engine.prediction import predicted_facts
 from evaluation import f1_score, gold_facts, ign_f1_score, known_of, named_facts
 from inputs.documents import read_predictions
 from inputs.files import InputError
@@ -45,6 +46,18 @@ def best_shift(margins, labels, gold):
     f1 = f1_score(correct, predicted, gold)
     best = shifts[f1 == f1.max()]
     return float(best[np.abs(best).argmin()])
+
+
+def best_evidence_threshold(predicted, features, rel2id, shares, gold):
+    """The share of attention that a sentence has to exceed for the best evidence F1 of these
+    predictions. gold: triple -> its evidence (`evaluation.gold_facts`)."""
+    found, right = [], []
+    for i, row, x in predicted_facts(predicted, features, rel2id):
+        evidence = gold.get((x["title"], x["h_idx"], x["t_idx"], x["r"]), ())
+        found += shares[i][row].tolist()
+        right += [sentence in evidence for sentence in range(shares[i].shape[1])]
+    total = sum(len(set(sentences)) for sentences in gold.values())
+    return best_shift(np.array(found)[:, None], np.array(right)[:, None], total)
 
 
 def best_fusion_threshold(fused, gold):

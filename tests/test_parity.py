@@ -162,7 +162,7 @@ def test_evaluator(golden_dir):
     golden = read(golden_dir / "evaluator.json")
     truth = read(golden_dir / "evaluator_truth.json")
     train = read(golden_dir / "evaluator_train.json")
-    scores = evaluate(golden["predictions"], truth, train)
+    scores = evaluate(golden["predictions"], truth, train, distant=[])
     assert golden["scores"]
     for name, expected in golden["scores"].items():
         assert abs(scores[name] - expected) < 1e-9, name
