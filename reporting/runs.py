@@ -10,11 +10,12 @@ import json
 import os
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 import torch
+from typing_extensions import NotRequired, TypedDict  # Python 3.10 lacks the first
 
 from backbones import BACKBONES
 from engine.options import SAVED_WITH_MODEL, SETTINGS, Options

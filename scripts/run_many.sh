@@ -101,7 +101,7 @@ run_all() {
   trap interrupted INT  # also where a run ends with another code, as torchrun's do
   DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")"
   (($# == 0)) || GIVEN="$(printf '%q ' "$@")"
-  GPUS_HERE="${CUDA_VISIBLE_DEVICES:-$({ nvidia-smi --query-gpu=index --format=csv,noheader \
+  GPUS_HERE="${CUDA_VISIBLE_DEVICES-$({ nvidia-smi --query-gpu=index --format=csv,noheader \
     2> /dev/null || true; } | tr '\n' ',')}"
   mkdir -p "$OUT"
   for line in "${RUNS[@]}"; do
