@@ -24,8 +24,11 @@ FREQUENT = frozenset("P17 P131 P27 P150 P175 P577 P463 P527 P495 P361".split())
 def named_facts(documents):
     """The facts of `documents` by name: a set of (head name, tail name, property).
 
-    A fact stands under every pair of names of its mentions, as Ign F1 is defined.
+    A fact stands under every pair of names of its mentions, as Ign F1 is defined. A set, which is
+    what this made before, comes back as it is.
     """
+    if isinstance(documents, (set, frozenset)):
+        return documents
     facts = set()
     for document in documents:
         names = [{mention["name"] for mention in entity} for entity in document["vertexSet"]]
@@ -99,20 +102,18 @@ def evaluate(predictions, truth, train=(), distant=None, frequent=FREQUENT):
     None: no ign_f1_distant). frequent: the properties that the freq scores are of; for relations
     other than DocRED's give what `frequent_relations` returns.
     """
-    train = train if isinstance(train, (set, frozenset)) else named_facts(train)
     documents = {document["title"]: document for document in truth}
     gold = gold_facts(truth)
     submitted = {}
     for x in predictions:
         submitted.setdefault((x["title"], x["h_idx"], x["t_idx"], x["r"]), x)
     correct = [key for key in submitted if key in gold]
-    in_train = known_of(correct, documents, train)
+    in_train = known_of(correct, documents, named_facts(train))
     counts = len(correct), len(submitted), len(gold)
     scores = _micro(*counts)
     scores["ign_f1"] = float(ign_f1_score(*counts, len(in_train)))
     if distant is not None:
-        facts = distant if isinstance(distant, (set, frozenset)) else named_facts(distant)
-        in_distant = known_of(correct, documents, facts)
+        in_distant = known_of(correct, documents, named_facts(distant))
         scores["ign_f1_distant"] = float(ign_f1_score(*counts, len(in_distant)))
     scores["evi_f1"] = _evidence(submitted, gold, documents)
     scores |= _breakdowns(submitted, gold, correct, documents, frequent)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backbones import BACKBONES
 from evaluation import PATTERNS
 from inputs.documents import read_documents
 from inputs.files import (
@@ -270,9 +271,8 @@ def report_group(number, group, splits, pairs, paper, args):
     """Tables, significance and figures of a group; splits: its documents in --data_dir."""
     notes, shown, compared = [], [], None
     if "test" in splits:
-        own = {name: x["own_loss"] for name, x in paper["table2_roberta_large"].items()}
         references = {
-            backbone: args.reference or own.get(backbone.split(" ")[0], "ATL")
+            backbone: args.reference or BACKBONES[backbone.split(" ")[0]].own_loss
             for backbone, _ in group["rows"]
         }
         compared = significance(group, references, splits, group["classes"])

@@ -45,6 +45,7 @@ from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_predictions
 from engine.options import COMPARED, FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
 from engine.prediction import predict_logits, to_official
+from engine.thresholds import best_evidence_threshold, best_fusion_threshold, best_shift
 from engine.training import Training
 from inputs.files import (
     InputError,
@@ -59,7 +60,6 @@ from losses import decode, margins, threshold_of
 from model import new_model
 from prepro import docred_features, pairs_of
 from reporting.runs import read_results
-from reporting.statistics import best_evidence_threshold, best_fusion_threshold, best_shift
 from utils import (
     autocast,
     collate,

@@ -96,17 +96,16 @@ def _check_returns_attention(encoder, name):
             attention = (output.attentions or [None])[-1]
         except Exception:  # a model of images, of sound, ...
             pass
-    if attention is not None and attention.shape[2:] == (length, length):
-        if not attention[:, :, 0, 1:].any():
-            raise InputError(
-                f"encoder {name}: a {config.model_type} model is a decoder, whose tokens do not "
-                "see those after them"
-            )
-    else:
+    if attention is None or attention.shape[2:] != (length, length):
         raise InputError(
             f"encoder {name}: a {config.model_type} model does not return the attention between "
             "its tokens that localized context pooling is made of; use BERT, RoBERTa, DistilBERT, "
             "ELECTRA, DeBERTa-v2/3, MPNet or ModernBERT"
+        )
+    if not attention[:, :, 0, 1:].any():
+        raise InputError(
+            f"encoder {name}: a {config.model_type} model is a decoder, whose tokens do not see "
+            "those after them"
         )
 
 

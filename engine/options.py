@@ -184,9 +184,8 @@ def build_parser():
         if "choices" in facts:
             more["choices"] = facts["choices"]
         said, default = facts["help"] or "", field.default
-        if isinstance(default, (int, float, str)) and default not in ("", False):
-            if "default" not in said:
-                said = f"{said} (default {default})".strip()
+        if default not in (None, "", False, FLAGS["rel2id"].default) and "default" not in said:
+            said = f"{said} (default {default})".strip()
         parser.add_argument(f"--{name}", default=default, help=said, **more)
     parser.add_argument("--seeds", type=int, nargs="+", help="several runs, one each, not --seed")
     return parser
@@ -254,7 +253,7 @@ def parse_runs(argv=None):
     source = args.load_path or args.init_path
     config = Path(source) / "config.json"
     if source and os.path.isfile(config):
-        saved, recipe = saved_with(load_config(source)), trained_with(source)
+        saved, recipe = saved_with(load_config(source)), recipe_of(source)
         if args.init_path:
             recipe = {"model_name_or_path": recipe.get("model_name_or_path", source)}
         parser.set_defaults(rel2id=config, **recipe | saved)
@@ -285,7 +284,7 @@ def saved_with(config):
     }
 
 
-def trained_with(folder):
+def recipe_of(folder):
     """What the run in a folder was trained with, flag -> value, as far as its results say."""
     path = Path(folder) / "results.json"
     results = read_json(path) if path.is_file() else {}

@@ -19,11 +19,11 @@ from typing_extensions import NotRequired, TypedDict  # Python 3.10 lacks the fi
 
 from backbones import BACKBONES
 from engine.options import SAVED_WITH_MODEL, SETTINGS, Options
+from engine.thresholds import shift_curve
 from evaluation import PATTERNS, SHARES, f1_score, prediction_patterns, read_logits
 from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
 from losses import LOSSES, margins
 from model import DocREConfig
-from reporting.statistics import shift_curve
 
 DEFAULTS = vars(Options())  # of flags that an older run does not have
 # Flags that change no score, and those that a row of a table names. Every other flag is a setting,

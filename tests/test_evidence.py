@@ -16,13 +16,13 @@ import predict
 import train
 from backbones import BACKBONES
 from engine import fusion
+from engine.thresholds import best_fusion_threshold
 from engine.training import train_step
 from inputs.documents import read_documents
 from inputs.files import InputError
 from losses import evidence_loss, get_loss
 from predict import RelationExtractor
 from prepro import Features, docred_features, pairs_of
-from reporting.statistics import best_fusion_threshold
 from utils import collate
 
 TOKENS = ([2], [3], 0)

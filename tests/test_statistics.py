@@ -13,10 +13,11 @@ from test_evaluation import f1_of
 import report
 import train
 from engine.prediction import to_official
+from engine.thresholds import best_shift, shift_curve
 from evaluation import evaluate, gold_facts
 from inputs.files import InputError, relation_ids
 from losses import decode, margins
-from reporting.statistics import best_shift, paired_bootstrap, shift_curve
+from reporting.statistics import paired_bootstrap
 
 
 def counts_of(correct):
