@@ -1,6 +1,6 @@
 """Documents -> features: token ids with entity markers, as ATLOP has them."""
 
-from array import array
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -129,62 +129,30 @@ def _mark_entities(document, pieces, marker):
 
 
 class Features(Sequence):
-    """The features of many documents as 32-bit numbers, about 2 KB a document: [i] has the
-    input_ids, entity_pos, triples, evidence, sentence_bounds and pairs, if any, of document i (see
-    docred_features).
+    """The features of many documents (see docred_features), pickled: about 2 KB a document, a
+    fifth of what they take as lists.
 
-    features: an iterable of any length, of which nothing else is kept. lengths, num_entities [N]
-    int32: of the documents; num_pairs [N] int64: that are classified; num_related [N]: of these
-    pairs those with a relation; num_evidence: sentences named, of all; largest: token id.
+    features: an iterable of any length, of which nothing else is kept. lengths, num_entities,
+    num_pairs (that are classified), num_related (of these, with a relation), num_evidence
+    (sentences named) and largest (token id): [N], of each document.
     """
 
     def __init__(self, features):
-        # a document: the numbers of its tokens, entities, mentions, triples, evidence, sentence
-        # bounds and candidate pairs (-1: all are), and then these, the entities as how many
-        # mentions each has
-        numbers, starts, self.largest = array("i"), array("q", [0]), 0
-        related = array("i")
+        self.records, counts = [], []
         for feature in features:
-            entities, triples = feature["entity_pos"], feature["triples"]
-            spans = [span for mentions in entities for span in mentions]
-            pairs, counts = feature.get("pairs"), [len(x) for x in entities]
-            evidence, bounds = feature["evidence"], feature["sentence_bounds"]
-            record = [len(feature["input_ids"]), len(entities), len(spans), len(triples)]
-            record += [len(evidence), len(bounds), -1 if pairs is None else len(pairs)]
-            related.append(len(np.unique(triples[:, :2], axis=0)))
-            parts = record, feature["input_ids"], counts, spans, triples, evidence, bounds
-            parts = parts if pairs is None else (*parts, pairs)
-            parts = [np.asarray(x, dtype=np.int32).ravel() for x in parts]
-            numbers.frombytes(np.concatenate(parts).tobytes())
-            starts.append(len(numbers))
-            self.largest = max(self.largest, max(feature["input_ids"]))
-        self.numbers, self.starts = np.asarray(numbers), np.asarray(starts)
-        first = self.starts[:-1]
-        self.lengths, self.num_entities = self.numbers[first], self.numbers[first + 1]
-        self.num_related, self.num_evidence = np.asarray(related), self.numbers[first + 4].sum()
-        every, chosen = self.num_entities.astype(np.int64), self.numbers[first + 6]
-        self.num_pairs = np.where(chosen < 0, every * (every - 1), chosen)
+            ids, related = feature["input_ids"], np.unique(feature["triples"][:, :2], axis=0)
+            sizes = map(len, (ids, feature["entity_pos"], pairs_of(feature), related))
+            counts.append((*sizes, len(feature["evidence"]), max(ids)))
+            self.records.append(pickle.dumps(feature, pickle.HIGHEST_PROTOCOL))
+        columns = np.array(counts, dtype=np.int64).reshape(-1, 6).T
+        self.lengths, self.num_entities, self.num_pairs, *more = columns
+        self.num_related, self.num_evidence, self.largest = more
 
     def __len__(self):
-        return len(self.lengths)
+        return len(self.records)
 
     def __getitem__(self, i):
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        record = self.numbers[self.starts[i] : self.starts[i + 1]]
-        num_tokens, num_entities, num_mentions, *more, num_bounds, num_pairs = record[:7].tolist()
-        sizes = [num_tokens, num_entities, 2 * num_mentions, *(3 * x for x in more), num_bounds]
-        parts = np.split(record[7:], np.cumsum(sizes))
-        ids, counts, spans, triples, evidence, bounds, pairs = parts
-        spans = iter(map(tuple, spans.reshape(-1, 2).tolist()))
-        feature = {
-            "input_ids": ids.tolist(),
-            "entity_pos": [[next(spans) for _ in range(count)] for count in counts.tolist()],
-            "triples": triples.reshape(-1, 3),
-            "evidence": list(map(tuple, evidence.reshape(-1, 3).tolist())),
-            "sentence_bounds": bounds.tolist(),
-        }
-        return feature if num_pairs < 0 else feature | {"pairs": pairs.reshape(-1, 2)}
+        return pickle.loads(self.records[i])
 
 
 def pairs_of(feature):

@@ -1,7 +1,7 @@
 """Run folders -> the tables and figures of the paper, beside the paper's own numbers.
 
     python report.py --runs runs/table3-bert --out runs/table3-bert/report \\
-        --data_dir dataset/redocred --pair "Ross Patterson Alger" "University of Toronto" Canadian
+        --data_dir dataset/redocred --pair "Ross Alger" "University of Toronto" Canadian
 
 Writes report.md, report.json and figures/ (PNG and SVG). Runs that differ in data, encoder or
 recipe are never averaged: each combination is a group with tables of its own.

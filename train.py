@@ -129,7 +129,7 @@ class Run:
                 f"{self.data.paths['train']}: {len(self.data.features['train'])} documents do not "
                 f"fill one step of {group} (train_batch_size x gradient_accumulation_steps)"
             )
-        if trains and args.evidence_weight and not self.data.features["train"].num_evidence:
+        if trains and args.evidence_weight and not self.data.features["train"].num_evidence.any():
             raise InputError(f"--evidence_weight: {self.data.paths['train']} names no evidence")
         if trains and args.backbone == "docunet" and distributed.world_size() > 1:
             self.check_docunet()

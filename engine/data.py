@@ -50,7 +50,7 @@ class Data:
         self.train_facts, self.train_size, self.train_relations = set(), 0, Counter()
         if trains:
             self.features["train"] = Features(self.train_features(make))
-            self.largest = max(self.largest, self.features["train"].largest)
+            self.largest = max(self.largest, self.features["train"].largest.max())
         elif distributed.is_first():
             for _ in self.pass_train():
                 pass

@@ -399,6 +399,8 @@ def main():
     parser.add_argument("--seed", type=int, default=66)
     args = parser.parse_args()
     sizes = {"train": args.num_train, "dev": args.num_dev, "test": args.num_test}
+    if sum(sizes.values()) > 4000:
+        parser.error("more than 4000 documents: there are not many more names of films and towns")
     corpus = make_corpus(sizes, args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for split, documents in corpus.items():

@@ -10,13 +10,19 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SEEDS="${SEEDS:-1 5 42 66 233}"
 
-# The runs, as "NAME SEED FLAGS"; add_run NAME SEED FLAG... adds one.
-RUNS=()
-add_run() { RUNS+=("$*"); }
-
 fail() {
   echo "error: $*" >&2
   exit 2
+}
+
+# The runs, as the quoted words NAME SEED FLAG...; add_run NAME SEED FLAG... adds one.
+RUNS=()
+add_run() {
+  local run
+  for run in ${RUNS[@]+"${RUNS[@]}"}; do
+    [[ "$run" != "$(printf '%q ' "$1" "$2")"* ]] || fail "$1 seed $2 is asked for twice"
+  done
+  RUNS+=("$(printf '%q ' "$@")")
 }
 
 test_f1() {
@@ -31,11 +37,13 @@ duration() {  # of seconds
   fi
 }
 
-# run_one "K NAME SEED FLAGS": the K-th run, unless it is finished; says how it went. Of JOBS at once
-# each has a slot of its own, 0 to JOBS - 1, and one thread; the slots take the GPUs in turn.
+# run_one "K NAME SEED FLAG...": the K-th run, unless it is finished; says how it went. Of JOBS at
+# once each has a slot of its own, 0 to JOBS - 1, and one thread; the slots take the GPUs in turn.
 run_one() {
-  local k name seed flags run log line slot status=0 start=$SECONDS left finished=
-  read -r k name seed flags <<< "$1"
+  local k name seed given run log line slot status=0 start=$SECONDS left finished=
+  eval "given=($GIVEN); set -- $1"  # both quoted by printf %q
+  k="$1" name="$2" seed="$3"
+  shift 3
   run="$OUT/$name-seed$seed" line="[$k of $TOTAL] $name seed $seed"
   log="$run.log"
   [[ ! -e "$NOTES/interrupted" ]] || return 255
@@ -51,10 +59,9 @@ run_one() {
     if ((${#gpus[@]})); then export CUDA_VISIBLE_DEVICES="${gpus[slot % ${#gpus[@]}]}"; fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
   fi
-  # shellcheck disable=SC2086  # the flags of a run are several words
-  eval "bash \"$ROOT/scripts/run_$RECIPE.sh\" --data_dir \"$DATA\" \
-    ${ENCODER:+--model_name_or_path \"$ENCODER\"} $GIVEN $flags \
-    --seed $seed --output_dir \"$run\" --resume" > "$log" 2>&1 || status=$?
+  bash "$ROOT/scripts/run_$RECIPE.sh" --data_dir "$DATA" \
+    ${ENCODER:+--model_name_or_path "$ENCODER"} ${given[@]+"${given[@]}"} "$@" \
+    --seed "$seed" --output_dir "$run" --resume > "$log" 2>&1 || status=$?
   if ((status == 130)); then
     touch "$NOTES/interrupted"
     echo "$line: interrupted" >&2
@@ -70,7 +77,8 @@ run_one() {
   else
     echo "$name-seed$seed" >> "$NOTES/failed"
     line+=": failed after $((SECONDS - start)) s: "
-    line+="$({ grep '^error:' "$log" || cat "$log"; } | tail -n 1) ($run.log)"
+    line+="$({ grep '^error:' "$log" || cat "$log"; } | tail -n 1)"
+    [[ "$finished" ]] || line+=" ($log)"
   fi
   [[ "$finished" ]] || echo >> "$NOTES/done"
   left=$((TO_DO - $(wc -l < "$NOTES/done")))
@@ -89,7 +97,7 @@ interrupted() {
 # run_all FLAG...: the runs that are not finished, JOBS at once (default 1); the flags go to each.
 # Then the report, to OUT/report. Ends the script: exit code 1 if a run failed.
 run_all() {
-  local k=0 line name seed flags status=0
+  local k=0 line name seed status=0
   JOBS="${JOBS:-1}" TOTAL="${#RUNS[@]}" TO_DO=0 STARTED="$(date +%s)" GIVEN=""
   [[ -f "$ROOT/scripts/run_$RECIPE.sh" ]] ||
     fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
@@ -105,15 +113,15 @@ run_all() {
     2> /dev/null || true; } | tr '\n' ',')}"
   mkdir -p "$OUT"
   for line in "${RUNS[@]}"; do
-    read -r name seed flags <<< "$line"
+    read -r name seed _ <<< "$line"
     [[ -f "$OUT/$name-seed$seed/results.json" ]] || TO_DO=$((TO_DO + 1))
   done
   echo "$TOTAL runs, $TO_DO to do; a run's output goes to $OUT/NAME-seedN.log"
   export ROOT PYTHON OUT DATA RECIPE ENCODER="${ENCODER:-}" GIVEN TOTAL TO_DO STARTED JOBS GPUS_HERE
   export NOTES
   export -f run_one test_f1 duration
-  for line in "${RUNS[@]}"; do echo "$((k += 1)) $line"; done |
-    xargs -P "$JOBS" -I '{}' bash -c 'run_one "$1"' _ '{}' || status=$?
+  for line in "${RUNS[@]}"; do printf '%s\0' "$((k += 1)) $line"; done |
+    xargs -0 -P "$JOBS" -I '{}' bash -c 'run_one "$1"' _ '{}' || status=$?
   [[ ! -e "$NOTES/interrupted" ]] || interrupted
   status=0
   "$PYTHON" "$ROOT/report.py" --runs "$OUT" --out "$OUT/report" --data_dir "$DATA" || status=$?

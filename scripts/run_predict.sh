@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 MODEL="${MODEL:-$ROOT/pretrained/redocred-minilm}"
 
-if (($# == 0)) || [[ "$1" == -* ]]; then
+if (($# == 0)) || [[ "$1" == -?* ]]; then
   echo "error: no text given: bash scripts/run_predict.sh docs/article.txt" >&2
   exit 2
 fi

@@ -16,7 +16,7 @@ from inputs.files import InputError
 from inputs.texts import as_docred
 from losses import get_loss
 from predict import RelationExtractor
-from prepro import Features, docred_features, pairs_of
+from prepro import docred_features, pairs_of
 from utils import collate
 
 TOKENS = ([2], [3], 0)
@@ -87,16 +87,6 @@ def test_a_step_over_candidates_and_none(tokenizer, backbone):
     assert all(x.grad is None or x.grad.isfinite().all() for x in model.parameters())
     batch = collate(docred_features(documents_of(0, 0), tokenizer), TOKENS)
     assert batch.pop("labels").shape == model(**batch).shape == (0, 97)
-
-
-def test_features_in_memory_keep_them(tokenizer):
-    features = docred_features(documents_of(7, None, 0), tokenizer)
-    kept = Features(features)
-    assert kept.num_pairs.tolist() == [7, 30, 0]
-    for given, found in zip(features, kept, strict=True):
-        assert ("pairs" in given) == ("pairs" in found)
-        assert np.array_equal(pairs_of(given), pairs_of(found))
-        assert np.array_equal(given["triples"], found["triples"])
 
 
 def test_training_scores_and_predicts_candidates_alone(demo, tmp_path):

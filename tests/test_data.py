@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 import tracemalloc
 from argparse import Namespace
 
@@ -38,20 +39,28 @@ def assert_same_features(ours, theirs):
         assert np.array_equal(mine["triples"], other["triples"])
 
 
-def test_features_as_numbers_are_those_that_were_given(golden_features):
-    """Real documents, and made-up ones without entities, mentions cut off, no relations."""
+def test_features_in_memory_are_those_that_were_given(golden_features):
+    """Real documents, and made-up ones without entities, mentions cut off, candidate pairs."""
     features = list(golden_features.values())
     empty = {"input_ids": [2, 3], "entity_pos": [], "triples": np.zeros((0, 3), np.int32)}
     empty |= {"evidence": [], "sentence_bounds": [0]}
     alone = empty | {"input_ids": [2, 9, 3], "entity_pos": [[(0, 1), (7, 9)]]}
-    features = [empty, *features, alone]
+    two = {"pairs": np.array([[1, 0], [1, 2]]), "evidence": [(1, 0, 4), (1, 0, 5)]}
+    two |= {"triples": np.array([[1, 0, 7], [1, 0, 8]], np.int32)}
+    features = [empty, *features, alone, features[0] | two]
     kept = Features(iter(features))
     assert_same_features(kept, features)
+    for mine, other in zip(kept, features, strict=True):
+        assert all(mine[name] == other[name] for name in ("evidence", "sentence_bounds"))
+    assert np.array_equal(kept[-1]["pairs"], two["pairs"])
     assert kept.lengths.tolist() == [len(x["input_ids"]) for x in features]
     counts = [len(x["entity_pos"]) for x in features]
     assert kept.num_entities.tolist() == counts
-    assert kept.num_pairs.tolist() == [n * (n - 1) for n in counts]
-    assert kept.largest == max(max(x["input_ids"]) for x in features)
+    assert kept.num_pairs.tolist() == [*(n * (n - 1) for n in counts[:-1]), 2]
+    related = [len({(h, t) for h, t, _ in x["triples"].tolist()}) for x in features]
+    assert kept.num_related.tolist() == related and related[-1] == 1 < max(related)
+    assert kept.num_evidence.tolist() == [len(x["evidence"]) for x in features]
+    assert kept.largest.tolist() == [max(x["input_ids"]) for x in features]
     with pytest.raises(IndexError):
         kept[len(features)]
 
@@ -119,7 +128,7 @@ def test_a_fault_of_the_training_file_is_named(demo, bert, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_training_file(bert, tmp_path, monkeypatch):
-    """Ten times the documents; their features as numbers are kept, and some numbers of each."""
+    """Ten times the documents; their features are kept, pickled, and some numbers of each."""
     monkeypatch.setattr(data, "CHUNK", 10)
     monkeypatch.setattr("inputs.documents.CHUNK", 10_000)
     peaks = []
@@ -136,6 +145,6 @@ def test_memory_does_not_grow_with_the_training_file(bert, tmp_path, monkeypatch
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (folder / "train_revised.json").stat().st_size > 1_000_000
-    print(peaks, features.numbers.nbytes)
-    assert peaks[1] < peaks[0] + 1.1 * features.numbers.nbytes + 100 * 900
+    kept = sum(map(sys.getsizeof, features.records))
+    assert peaks[1] < peaks[0] + 1.1 * kept + 100 * 900
     assert sum(1 for _ in iter_documents(folder / "train_revised.json")) == 1000

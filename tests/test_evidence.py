@@ -22,7 +22,7 @@ from inputs.documents import read_documents
 from inputs.files import InputError
 from losses import evidence_loss, get_loss
 from predict import RelationExtractor
-from prepro import Features, docred_features, pairs_of
+from prepro import docred_features, pairs_of
 from utils import collate
 
 TOKENS = ([2], [3], 0)
@@ -69,16 +69,6 @@ def test_batch_has_sentences_and_evidence(tokenizer):
         found = {s: c for s, c in enumerate(counts.tolist()) if c}
         assert found == expected[doc].get((head, tail), {})
     assert batch["evidence"].max() > 1  # two relations of one pair name a sentence
-
-
-def test_features_in_memory_keep_evidence(tokenizer):
-    features = docred_features([document_of(i) for i in range(3)], tokenizer)
-    kept = Features(features)
-    for given, found in zip(features, kept, strict=True):
-        assert given["evidence"] == found["evidence"]
-        assert given["sentence_bounds"] == found["sentence_bounds"]
-    related = [len({(h, t) for h, t, _ in x["triples"].tolist()}) for x in features]
-    assert kept.num_related.tolist() == related
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
