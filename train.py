@@ -44,7 +44,7 @@ from engine.checkpoint import (
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_predictions
 from engine.options import COMPARED, FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
-from engine.prediction import predict_logits, to_official
+from engine.prediction import logits_of_each, predict_logits, to_official
 from engine.thresholds import best_evidence_threshold, best_fusion_threshold, best_shift
 from engine.training import Training
 from inputs.files import (
@@ -265,9 +265,8 @@ class Run:
         """Logits of each of any documents, a list."""
         args = self.args
         features = docred_features(documents, self.tokenizer, args.max_seq_length, self.rel2id)
-        options = args.device, args.test_batch_size, self.amp, "pseudo documents"
-        logits = predict_logits(self.model, features, self.collate, *options)[0]
-        return logits.split([len(pairs_of(feature)) for feature in features])
+        options = self.collate, args.device, args.test_batch_size, self.amp, "pseudo documents"
+        return logits_of_each(self.model, features, *options)
 
     def settings(self):
         """What a run that goes on must have in common with its beginning: name -> value."""

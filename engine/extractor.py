@@ -11,6 +11,7 @@ from encoders.loading import check_precision, load_tokenizer, transformer_type, 
 from engine.checkpoint import fetch, load_model
 from engine.fusion import fuse_documents, fused_predictions
 from engine.options import pick_device
+from engine.prediction import batches, logits_of_each
 from evaluation import PATTERNS, prediction_patterns
 from inputs.files import META_DIR, InputError, read_json
 from inputs.texts import new_documents, sentence_text
@@ -19,7 +20,6 @@ from prepro import docred_features
 from utils import autocast, collate, special_tokens, to_device
 
 WINDOW = 16  # batches; so many documents are in memory at once, and sorted by length
-LARGEST = 2**27  # tokens x entities^2 of a batch (4 bytes each); beyond, it holds fewer documents
 SHOWN_SENTENCES = 3
 MENTION_FIELDS = "name", "type", "sent_id", "pos", "start", "end"
 
@@ -192,35 +192,10 @@ class RelationExtractor:
         return fused_predictions(fused, documents, logits.shape[1], threshold)
 
     def _logits_of(self, documents):
-        """Logits of each of any documents, a list."""
         features = docred_features(documents, self.tokenizer, self.max_seq_length, self.rel2id)
-        outputs = [None] * len(features)
-        for chosen in batches(features, self.batch_size):
-            batch = to_device(self.collate([features[i] for i in chosen]), self.device)
-            del batch["labels"], batch["sentences"]
-            with self.autocast():
-                logits = self.model(**batch).cpu()
-            counts = batch["pairs"][:, 0].bincount(minlength=len(chosen)).tolist()
-            for i, part in zip(chosen, logits.split(counts), strict=True):
-                outputs[i] = part
-        return outputs
-
-
-def batches(features, batch_size):
-    """Lists of places in `features`, the longest documents first: batch_size of them, fewer of
-    documents with so many entities that their pairs would fill the memory."""
-    lengths = [len(feature["input_ids"]) for feature in features]
-    chosen, most = [], 0
-    for i in sorted(range(len(features)), key=lambda i: -lengths[i]):
-        num_entities = len(features[i]["entity_pos"])
-        most = max(most, num_entities)
-        size = (len(chosen) + 1) * lengths[(chosen or [i])[0]] * most**2
-        if chosen and (len(chosen) == batch_size or size > LARGEST):
-            yield chosen
-            chosen, most = [], num_entities
-        chosen.append(i)
-    if chosen:
-        yield chosen
+        make = partial(self.collate, sentences=False)
+        options = make, self.device, self.batch_size, self.autocast
+        return logits_of_each(self.model, features, *options)
 
 
 def _empty_record(document):

@@ -27,7 +27,8 @@ from test_documents import FORMS, GOOD
 
 import predict
 from engine import checkpoint
-from engine.extractor import LARGEST, WINDOW, RelationExtractor, batches
+from engine.extractor import WINDOW, RelationExtractor
+from engine.prediction import LARGEST, batches
 from evaluation import evaluate, prediction_patterns
 from inputs.documents import read_documents, read_predictions
 from inputs.files import InputError, run_main, write_json
