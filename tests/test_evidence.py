@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from conftest import REL2ID, flags, make_document, read, small_model
+from conftest import flags, make_document, read, small_model
 
 import evaluation
 import predict
@@ -173,9 +173,7 @@ def test_a_step_of_two_batches_is_a_step_of_one(tokenizer):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         batches = [collate(group, TOKENS, **make) for group in groups]
-        parts = get_loss("ATL"), optimizer, schedule, scaler, torch.no_grad
-        amp = torch.enable_grad
-        parts = (*parts[:4], amp)
+        parts = get_loss("ATL"), optimizer, schedule, scaler, torch.enable_grad
         loss = train_step(model, batches, *parts, 1e9, evidence_weight=0.5)
         losses.append((loss.item(), model.head_extractor.weight.detach().clone()))
         with torch.no_grad():
@@ -291,8 +289,7 @@ def test_training_with_evidence(with_evidence):
     scores = evaluation.evaluate(submission, truth, facts)
     assert {name: results["test"][name] for name in scores} == pytest.approx(scores)
     assert any(x["evidence"] for x in submission) and 0 < results["tuned"]["evidence_threshold"] < 1
-    best = results["tuned"]["dev"]["evi_f1"]
-    assert best >= results["dev"]["evi_f1"] or best > 0
+    assert results["tuned"]["dev"]["evi_f1"] > 0
     losses = [json.loads(line)["loss"] for line in open(with_evidence / "run/metrics.jsonl")]
     assert losses[-1] < losses[0]
 
@@ -375,4 +372,3 @@ def test_a_shift_is_a_number_and_not_of_fusion(with_evidence):
 def test_fusion_needs_a_threshold(folder):
     with pytest.raises(InputError, match="--fusion: the model has no fusion_threshold"):
         RelationExtractor.from_pretrained(folder, device="cpu", fusion=True)
-    assert REL2ID

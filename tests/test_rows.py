@@ -14,6 +14,9 @@ from utils import set_seed
 BOTH = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 BUCKETS = BOTH | {"position_buckets": 8, "norm_rel_ebd": "layer_norm"}
 CASES = {
+    "bert": {},
+    "roberta": {"pad_token_id": 1, "max_position_embeddings": 80},
+    "electra": {"embedding_size": 32},
     "distilbert": {"hidden_dim": 64},
     "deberta-v2 plain": {},
     "deberta-v2 both": BOTH,
@@ -105,7 +108,7 @@ def test_whole_attention_is_never_asked_for(case):
     encoder, ids, mask = make(case)
     assert computes_rows(encoder.config)
     kind = case.split()[0]
-    fused = {"distilbert", "modernbert"}  # all that transformers has
+    fused = {"bert", "roberta", "electra", "distilbert", "modernbert"}  # all that transformers has
     assert encoder.config._attn_implementation == ("sdpa" if kind in fused else "eager")
     asked = []
 

@@ -14,8 +14,8 @@ import baseline
 
 import evaluation
 from encoders.loading import load_tokenizer
-from encoders.packed import Attention, Dropout, attend, dropout, keep, packed
-from encoders.rows import attention_rows, encode_windows, hooked
+from encoders.packed import Attention, Dropout, attend, dropout, keep
+from encoders.rows import attention_rows, encode_windows
 from engine.prediction import to_official
 from engine.training import epoch_groups
 from inputs.documents import read_documents
@@ -107,46 +107,13 @@ def test_scores_equal_the_textbooks(tokenizer, real_features):
     assert all_seen["ign_f1"] == pytest.approx(theirs["ign_f1"], abs=1e-12)
 
 
-def inputs(kind, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    encoder = small_encoder(kind, vocab_size=100, max_position_embeddings=70).double()
+def inputs():
+    generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([40, 7, 64, 1])
     mask = (torch.arange(64) < lengths[:, None]).long()
     ids = torch.randint(5, 100, mask.shape, generator=generator) * mask
     mentions = torch.tensor([[0, 39, 3], [6, 0, 0], [63, 1, 2], [0, 0, 0]])
-    return encoder, ids, mask, mentions
-
-
-@pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
-def test_packed_tokens_equal_transformers_forward(kind, num_layers):
-    """Hidden states, last queries and keys, and every gradient; padding left out in the one."""
-    encoder, ids, mask, _ = inputs(kind)
-    results = []
-    for way in (packed, hooked):
-        encoder.zero_grad()
-        hidden, layers = way(encoder, ids, mask, num_layers)
-        assert len(layers) == num_layers
-        last = [x for _, calls in layers for name in ("query", "key") for x in calls[name]]
-        real = [x[mask.bool()] for x in (hidden, *last)]
-        sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in real).backward()
-        results.append(
-            (real, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})
-        )
-    (ours, our_grads), (theirs, their_grads) = results
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-    assert set(our_grads) == set(their_grads)
-    for name in our_grads:
-        torch.testing.assert_close(our_grads[name], their_grads[name], rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_cpu_takes_the_packed_way(kind, monkeypatch):
-    encoder, ids, mask, mentions = inputs(kind)
-    monkeypatch.setattr("encoders.rows.hooked", None)  # calling it would fail
-    hidden, rows = encode_windows(encoder, ids, mask, mentions)
-    assert hidden.shape == (4, 64, 32) and rows.shape == (4, 3, 4, 64)
+    return ids, mask, mentions
 
 
 def qkv(tokens=23, width=8):
@@ -238,7 +205,7 @@ def test_dropout_follows_the_seed():
 
 
 def test_training_drops_and_evaluation_does_not():
-    _, ids, mask, mentions = inputs("bert")
+    ids, mask, mentions = inputs()
     encoder = small_encoder(vocab_size=100, max_position_embeddings=70, dropout=0.5)
     encoder.train()
     set_seed(0)
@@ -253,7 +220,7 @@ def test_training_drops_and_evaluation_does_not():
 
 
 def test_bf16_is_near_fp32():
-    _, ids, mask, mentions = inputs("bert")
+    ids, mask, mentions = inputs()
     encoder = small_encoder(vocab_size=100, max_position_embeddings=70, dropout=0.1)
     weight = torch.randn(32, generator=torch.Generator().manual_seed(0))
     results = []

@@ -316,17 +316,6 @@ def test_bad_relation_file(demo, tmp_path, content, message):
         train.main(flags(demo, tmp_path / "run", "--rel2id", str(path)))
 
 
-def test_own_relations_come_back_with_the_run(demo, tmp_path):
-    rel2id = read(ROOT / "meta/rel2id.json") | {"X1": 97}
-    (tmp_path / "rel2id.json").write_text(json.dumps(rel2id))
-    more = ["--rel2id", str(tmp_path / "rel2id.json"), "--num_class", "98"]
-    train.main(flags(demo, tmp_path / "run", "--num_train_epochs", "1", *more))
-    where = ["--data_dir", str(demo), "--load_path", str(tmp_path / "run"), "--device", "cpu"]
-    train.main([*where, "--output_dir", str(tmp_path / "eval")])
-    test = read(tmp_path / "eval/results.json")["test"]
-    assert test == read(tmp_path / "run/results.json")["test"]
-
-
 def test_frequent_relations_of_another_corpus(demo, tmp_path):
     """The demo under other names: the scores are those of evaluation.py."""
     rel2id = {"none": 0} | {f"X{i}": i for i in range(1, 97)}

@@ -273,19 +273,6 @@ def test_an_evaluation_records_the_steps_since_the_last(demo, tmp_path, monkeypa
         assert record["loss"] == pytest.approx(sum(steps) / len(steps))
 
 
-def test_a_loss_that_is_no_number_ends_the_run(demo, tmp_path, monkeypatch):
-    original = training.train_step
-    steps = []
-
-    def broken(*args):
-        steps.append(1)
-        return original(*args) * (float("nan") if len(steps) == 3 else 1)
-
-    monkeypatch.setattr(training, "train_step", broken)
-    with pytest.raises(InputError, match="the loss is nan at step 3: try a smaller"):
-        train.main(flags(demo, tmp_path / "a"))
-
-
 def test_one_state_an_epoch(demo, tmp_path, monkeypatch):
     saved = []
     original = resume.save_state
@@ -340,8 +327,8 @@ def test_a_process_that_hangs_is_given_up_within_the_hour(monkeypatch):
     assert 600 <= found[0] <= 3600  # reading train_distant.json takes minutes
 
 
-def test_a_users_own_determinism_is_left_alone(demo, tmp_path, monkeypatch):
+def test_a_cpu_is_always_deterministic(demo, tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(train, "make_deterministic", lambda: called.append(1))
     train.main(flags(demo, tmp_path / "a", "--num_train_epochs", "1"))
-    assert called == [1]  # on a CPU, always
+    assert called == [1]
