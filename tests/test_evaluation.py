@@ -136,6 +136,23 @@ def test_of_two_equal_predictions_the_first_counts(split):
     assert evaluate([second, first], truth)["evi_f1"] == evaluate([second], truth)["evi_f1"] == 0
 
 
+def test_evidence_and_distance_by_hand():
+    """What is predicted of an unknown document counts as predicted, but neither its evidence nor
+    whether it is within a sentence."""
+    entities = [[{"name": str(i), "sent_id": x, "pos": [0, 1]}] for i, x in enumerate((0, 0, 1))]
+    labels = [
+        {"h": 0, "t": 1, "r": "P17", "evidence": [0, 1]},
+        {"h": 0, "t": 2, "r": "P17", "evidence": [1]},
+    ]
+    truth = [{"title": "A", "sents": [["x"]] * 3, "vertexSet": entities, "labels": labels}]
+    found = [("A", 0, 1, [1, 2, 2]), ("A", 0, 2, []), ("A", 1, 2, [0]), ("B", 1, 2, [0, 1, 2])]
+    names = "title", "h_idx", "t_idx", "evidence"
+    scores = evaluate([dict(zip(names, x, strict=True)) | {"r": "P17"} for x in found], truth)
+    assert scores["precision"] == 2 / 4 and scores["recall"] == 1
+    assert scores["evi_f1"] == 2 * 1 / (3 + 3)  # sentence 1; of 1, 2, 0; of 0, 1, 1
+    assert (scores["intra_p"], scores["inter_p"]) == (1, 1 / 2)
+
+
 def test_nothing_predicted_and_everything_right(split):
     truth, train, _ = split
     nothing = evaluate([], truth, train)
@@ -171,6 +188,7 @@ def test_patterns_against_slow_version():
         labels[i, chosen] = 1
         logits[i, chosen] += rng.choice([0, 4])
         logits[i, 0] += rng.choice([-3, 0, 9])
+    logits = logits.round(1)  # so that some are equal
     expected = [slow_pattern(s, y) for s, y in zip(logits, labels, strict=True)]
     found = [PATTERNS[i] for i in prediction_patterns(logits, labels)]
     assert found == expected and set(found) == set(PATTERNS)

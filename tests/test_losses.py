@@ -125,7 +125,7 @@ def test_finite_at_extreme_logits(name, norm, dtype):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             logits = scores @ torch.eye(97)
             assert logits.dtype == dtype and logits.abs().max() == 200
-            loss = get_loss(name, hinge_norm=norm)(logits, labels)
+            loss = get_loss(name, hinge_norm=norm, gamma=0.5)(logits, labels)
         loss.backward()
         assert loss.dtype == torch.float32
         assert loss.isfinite() and scores.grad.isfinite().all()
@@ -158,6 +158,14 @@ def test_hinge_lets_go_beyond_the_margin(norm):
     moved.requires_grad_()
     get_loss("HingeABL", hinge_norm=norm)(moved, labels).backward()
     assert set(moved.grad[0].nonzero().flatten().tolist()) == {0, 7}
+
+
+def test_a_relation_just_within_the_margin_has_its_whole_penalty():
+    """Its weight is divided by itself, however small."""
+    near = torch.tensor(5.0).nextafter(torch.tensor(0.0))
+    logits = torch.stack([torch.zeros(()), near])[None]
+    loss = get_loss("HingeABL")(logits, torch.tensor([[0, 1]]))
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-5)), rel=1e-6)
 
 
 def penalty_of_one_relation(name, distances):
@@ -206,7 +214,8 @@ def test_ncrl_with_a_shift(shift):
 @pytest.mark.parametrize("loss_type", ["ATL", "balance_softmax"])
 def test_decode_against_slow_version(loss_type):
     logits, _ = example(num_pairs=200, num_class=12)
-    for limit in (-1, 2, 4, 12, 50):
+    logits[0].abs_()  # all classes above 0
+    for limit in (-1, 2, 4, 11, 12, 50):
         for s, predicted in zip(logits.tolist(), decode(logits, loss_type, limit), strict=True):
             threshold = 0.0 if loss_type == "balance_softmax" else s[0]
             ranked = sorted(range(12), key=lambda r: -s[r])[: limit if limit > 0 else 12]

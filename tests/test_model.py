@@ -2,6 +2,7 @@
 
 import random
 import re
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ from engine.checkpoint import (
     sizes_of,
 )
 from inputs.files import InputError
-from model import grouped_bilinear, new_model
+from model import entity_embeddings, grouped_bilinear, new_model
 from prepro import docred_features
 from utils import collate, window_starts
 
@@ -181,6 +182,55 @@ def test_attention_of_a_long_document_sums_to_one():
     assert torch.allclose(rows.sum(-1)[real], torch.ones(()), atol=1e-4)
     length = len(features_of((8, 40))[0]["input_ids"])
     assert (tokens[0, :length].abs().sum(1) > 0).all()
+
+
+def test_windows_of_a_long_document_against_a_slow_version():
+    """Window by window: which tokens are its own, and what they attend to."""
+    model = small_model(max_position_embeddings=32).double()
+    batch = collate(features_of((8, 9), (3, 1)), TOKENS, size=32)
+    length, short = batch["doc_mask"].sum(1).tolist()
+    every = torch.arange(length).expand(2, -1).clamp(max=batch["doc_mask"].shape[1] - 1)
+    windows = {k: v for k, v in batch.items() if k.startswith("window") or k == "doc_mask"}
+    encoder = eager_copy(model.model).double()
+    with torch.no_grad():
+        tokens, rows = model.encode(batch["input_ids"], batch["attention_mask"], every, windows)
+        whole = encoder(batch["input_ids"], batch["attention_mask"], output_attentions=True)
+    hidden = torch.zeros(length, 32, dtype=torch.float64)
+    attention, count = torch.zeros(length, 4, length, dtype=torch.float64), torch.zeros(length, 1)
+    for k, start in enumerate(batch["window_start"].tolist()):
+        if batch["window_doc"][k]:
+            continue
+        own = batch["window_valid"][k].nonzero()[:, 0]
+        place = own + start
+        hidden[place] += whole.last_hidden_state[k, own]
+        count[place] += 1
+        among = whole.attentions[-1][k][:, own][:, :, own].transpose(0, 1)
+        attention[place[:, None], :, place] += among.transpose(1, 2)
+    assert count.min() == 1 < count.max()
+    attention /= attention.sum(-1, keepdim=True)
+    assert torch.allclose(tokens[0, :length], hidden / count)
+    assert torch.allclose(rows[0, :, :, :length], attention, atol=1e-8)
+
+
+def test_entity_embeddings_of_large_numbers():
+    """logsumexp over the mentions, of numbers whose exp no float holds."""
+    tokens = 300 * torch.randn(2, 9, 4, generator=torch.manual_seed(0))
+    mention_pos = torch.tensor([[1, 4, 8, 5], [2, 0, 0, 0]])
+    owners = torch.zeros(2, 3, 4, dtype=torch.bool)
+    owners[0, 0, :2] = owners[0, 2, 2:] = owners[1, 1, 0] = True
+    found = entity_embeddings(tokens, mention_pos, owners)
+    for doc, entity in product(range(2), range(3)):
+        mentions = tokens[doc, mention_pos[doc, owners[doc, entity]]]
+        expected = mentions.logsumexp(0) if len(mentions) else torch.zeros(4)
+        assert torch.allclose(found[doc, entity], expected)
+
+
+def test_blocks_add_up_in_float32():
+    """Under autocast, also without a bias."""
+    z = torch.randn(2, 5, 512, generator=torch.manual_seed(0)).unbind()
+    linear = torch.nn.Linear(512 * 4, 3, bias=False)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert grouped_bilinear(*z, linear, 4).dtype == torch.float32
 
 
 def test_grouped_bilinear_gradients():

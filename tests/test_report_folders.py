@@ -177,6 +177,34 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     assert row_of(group["tables"][2], "ATL")["seeds"] == [1]
 
 
+def test_what_a_run_did_not_score_is_not_compared(data, tmp_path):
+    """Its seed is left out, and the note names the file."""
+    for seed in (1, 5):
+        for loss in ("ATL", "HingeABL"):
+            write_run(tmp_path / f"runs/{loss}-{seed}", data, loss, seed=seed)
+    run = tmp_path / "runs/HingeABL-5"
+    (run / "predictions.json").write_text("[]")
+    patterns = read(run / "patterns.json")
+    for i, change in enumerate(
+        (
+            {"dev": patterns["dev"][:-1] + [[0, 0, 0, 0, 0]]},
+            {"dev": patterns["dev"] + [[0, 0, 0, 0, 0]]},
+            {"dev": [[1, 2, 3]]},
+        )
+    ):
+        (run / "patterns.json").write_text(json.dumps(patterns | change))
+        where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / f"out{i}")]
+        report.main([*where, "--data_dir", str(data)])
+        compared = read(tmp_path / f"out{i}/report.json")["groups"][0]["significance"]
+        for kind in ("test", "patterns"):
+            (row,) = compared[kind]
+            assert row["seeds"] == [1], kind
+        first, second = compared["notes"]
+        assert first == f"{run / 'predictions.json'}: its scores are not those of results.json"
+        fault = ("its numbers are not those of results.json",) * 2 + ("not the patterns of a run",)
+        assert second.startswith(f"{run / 'patterns.json'}: {fault[i]}")
+
+
 def test_no_sound_run_is_one_line_and_code_2(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/results.json").write_text("{}")

@@ -46,6 +46,8 @@ def test_bootstrap_of_two_documents_and_of_equal_runs():
     found = paired_bootstrap(counts_of([[1, 0]]), counts_of([[0, 0]]), resamples=20_000)["f1"]
     assert (found["low"], found["difference"], found["high"]) == (0, 0.5, 1)
     assert found["p"] == pytest.approx(2 * 0.25, abs=0.02)
+    sure = paired_bootstrap(counts_of([[1, 1]]), counts_of([[0, 0]]))
+    assert sure["f1"]["p"] == 2 / 10_001
     same = paired_bootstrap(counts_of([[1, 0, 1]]), counts_of([[1, 0, 1]]))
     assert same["f1"] == same["macro_f1"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
     assert paired_bootstrap(counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3) == paired_bootstrap(
