@@ -146,10 +146,10 @@ def pmtem_loss(logits, labels, entropy_weight=(1.0, 1.0)):
     return loss.mean()
 
 
-def ncrl_loss(logits, labels, ncrl_shift=0.0, none_class=True):
+def ncrl_loss(logits, labels, ncrl_shift=0.0):
     """None Class Ranking Loss (Zhou and Lee, IJCAI 2022): -sum_P log sigmoid(d_r)
-    - sum_N log min(1, sigmoid(d_r) + shift), and with none_class the same for the class "none",
-    which holds where nothing else does: its score lies s_TH - mean_R s_r above theirs."""
+    - sum_N log min(1, sigmoid(d_r) + shift), and the same for the class "none", which holds where
+    nothing else does: its score lies s_TH - mean_R s_r above theirs."""
     logits, positive, negative = _split(logits, labels)
     distance = _distance(logits, positive)
 
@@ -160,11 +160,9 @@ def ncrl_loss(logits, labels, ncrl_shift=0.0, none_class=True):
 
     log_p = F.logsigmoid(distance)
     loss = -(log_p * positive + lenient(log_p) * negative).sum(1)
-    if none_class:
-        above = logits[:, 0] - logits[:, 1:].mean(1)
-        none = ~positive.any(1)
-        loss = loss - torch.where(none, F.logsigmoid(above), lenient(F.logsigmoid(-above)))
-    return loss.mean()
+    above = logits[:, 0] - logits[:, 1:].mean(1)
+    none = F.logsigmoid(above).where(~positive.any(1), lenient(F.logsigmoid(-above)))
+    return (loss - none).mean()
 
 
 def atgl_loss(logits, labels, positive_weight=16.5):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from evaluation import PATTERNS
-from losses import aml_loss, hinge_penalty, hinge_weight
+from losses import hinge_penalty, hinge_weight
 
 # Text stays text in SVG: it can be searched and edited. The salt makes the same file every time.
 STYLE = {
@@ -107,21 +107,13 @@ def penalties(distance, margin):
     """name -> (penalty, slope) of one relation at these distances (Appendix E).
 
     The slope is the one the paper gives, by c_r = -d_r (Eq. 14 and 19). HingeABL is taken without
-    the normalising of w (Eq. 17). Both come from losses.py, the slope by autograd.
+    the normalising of w (Eq. 17); AML's penalty is w itself (Eq. 12). The slope is autograd's.
     """
-
-    def aml(d, m):
-        """The loss of pairs with one relation, which holds; the mean over pairs made a sum."""
-        logits = torch.stack([torch.zeros_like(d), d], dim=1)
-        return aml_loss(logits, torch.tensor([[0, 1]]).expand(len(d), 2), m) * len(d)
 
     def with_slope(function):
         d = distance.clone().requires_grad_()
         (slope,) = torch.autograd.grad(function(d).sum(), d)
         return -slope
-
-    def aml_each(m):
-        return torch.stack([aml(d[None], m) for d in distance])
 
     found = {}
     found[f"HingeABL, m = {margin:g}"] = (
@@ -129,7 +121,8 @@ def penalties(distance, margin):
         with_slope(lambda d: hinge_penalty(d, margin)),
     )
     for m in dict.fromkeys([margin, 1.0]):
-        found[f"AML, m = {m:g}"] = aml_each(m), with_slope(lambda d, m=m: aml(d, m))
+        penalty = hinge_weight(distance, m), with_slope(lambda d, m=m: hinge_weight(d, m))
+        found[f"AML, m = {m:g}"] = penalty
     return found
 
 

@@ -87,7 +87,6 @@ def test_loss_and_gradient(golden_dir, name):
     ("PMTEM_0.1_0.5", "PMTEM", {"entropy_weight": (0.1, 0.5)}),
     ("NCRL", "NCRL", {}),
     ("NCRL_shift0.05", "NCRL", {"ncrl_shift": 0.05}),
-    ("NCRL_noreg", "NCRL", {"none_class": False}),
     ("ATGL", "ATGL", {}),
     ("ATGL_w4", "ATGL", {"positive_weight": 4.0}),
 ])  # fmt: skip
