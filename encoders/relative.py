@@ -1,4 +1,4 @@
-"""Scores of attention with relative positions, at the mentions alone: DeBERTa, MPNet, ModernBERT.
+"""Scores of attention with relative positions, at the mentions alone: DeBERTa-v2, MPNet, ModernBERT.
 
 A layer's scores before mask and softmax are made anew from what its own linear layers put out, so
 that dropout, where it lies before them, is the layer's own. `SCORES` has for every model type the
@@ -17,10 +17,9 @@ from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_
 
 def is_known(config):
     """True for the model types of SCORES, in those of their variants that the functions know."""
-    if config.model_type.startswith("deberta"):
+    if config.model_type == "deberta-v2":
         terms = set(config.pos_att_type or [])
-        has_odd_terms = not terms <= {"c2p", "p2c"} or config.relative_attention and not terms
-        if has_odd_terms or getattr(config, "talking_head", False):
+        if not terms <= {"c2p", "p2c"} or config.relative_attention and not terms:
             return False
     return config.model_type in SCORES
 
@@ -49,7 +48,23 @@ def deberta_v2(encoder, attention, calls, mention_pos):
     pos_query, pos_key = (
         None if x is None else x.unflatten(-1, (-1, size)) for x in _of_distances(attention, calls)
     )
-    return _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_pos)
+    query = at_mentions(query, mention_pos)
+    scores = products(query, key)
+    if not attention.relative_attention:
+        return scores / divisor(attention)
+    bucket = encoder.encoder.get_rel_pos(key[:, :, 0])[0][mention_pos]  # [W, R, T]
+
+    def place(embeddings):
+        return place_of(bucket, embeddings)[:, :, None].expand(scores.shape)
+
+    if "c2p" in attention.pos_att_type:
+        terms = contract("wrhs,nhs->wrhn", query, pos_key[0])
+        scores = scores + terms.gather(3, place(pos_key))
+    if "p2c" in attention.pos_att_type:
+        terms = contract("wths,nhs->whtn", key, pos_query[0])
+        terms = terms.gather(3, place(pos_query).permute(0, 2, 3, 1))  # [W, heads, T, R]
+        scores = scores + terms.permute(0, 3, 1, 2)
+    return scores / divisor(attention)
 
 
 def _of_distances(attention, calls):
@@ -59,41 +74,6 @@ def _of_distances(attention, calls):
     if attention.share_att_key:
         return calls["query_proj"][1], calls["key_proj"][1]
     return calls.get("pos_query_proj", [None])[0], calls.get("pos_key_proj", [None])[0]
-
-
-def deberta(encoder, attention, calls, mention_pos):
-    """DeBERTa, the first: `deberta_v2`'s formula, with as many distances as tokens, no buckets. A
-    single layer makes Q, K and V, head by head; Q has a bias of its own."""
-    joint = calls["in_proj"][0].unflatten(-1, (attention.num_attention_heads, 3, -1))
-    query, key = joint[..., 0, :], joint[..., 1, :]
-    query = query + attention.q_bias.unflatten(0, (attention.num_attention_heads, -1))
-    pos_query, pos_key = (
-        calls[name][0].unflatten(-1, (attention.num_attention_heads, -1))
-        if calls.get(name)
-        else None
-        for name in ("pos_q_proj", "pos_proj")
-    )
-    return _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_pos)
-
-
-def _disentangled(encoder, attention, query, key, pos_query, pos_key, mention_pos):
-    """query, key [W, T, heads, size]; pos_query, pos_key [1, distances, heads, size] or None."""
-    query = at_mentions(query, mention_pos)
-    scores = products(query, key)
-    if attention.relative_attention:
-        bucket = encoder.encoder.get_rel_pos(key[:, :, 0])[0][mention_pos]  # [W, R, T]
-
-    def place(embeddings):
-        return place_of(bucket, embeddings)[:, :, None].expand(scores.shape)
-
-    if attention.relative_attention and "c2p" in attention.pos_att_type:
-        terms = contract("wrhs,nhs->wrhn", query, pos_key[0])
-        scores = scores + terms.gather(3, place(pos_key))
-    if attention.relative_attention and "p2c" in attention.pos_att_type:
-        terms = contract("wths,nhs->whtn", key, pos_query[0])
-        terms = terms.gather(3, place(pos_query).permute(0, 2, 3, 1))  # [W, heads, T, R]
-        scores = scores + terms.permute(0, 3, 1, 2)
-    return scores / divisor(attention)
 
 
 def place_of(bucket, embeddings):
@@ -157,13 +137,12 @@ def local_mask(encoder, whole):
 
 
 SCORES = {
-    "deberta": (("in_proj", "pos_proj", "pos_q_proj"), deberta),
     "deberta-v2": (("query_proj", "key_proj", "pos_key_proj", "pos_query_proj"), deberta_v2),
     "mpnet": (("q", "k"), mpnet),
     "modernbert": (("Wqkv",), modernbert),
 }
 # transformers has no fused attention for them.
-UNFUSED = ("deberta", "deberta-v2", "mpnet")
+UNFUSED = ("deberta-v2", "mpnet")
 
 
 def tables(encoder, attention, query, calls, length):

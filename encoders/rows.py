@@ -113,8 +113,7 @@ def hooked(encoder, input_ids, attention_mask, num_layers=1):
         layers.append((module, calls))
         for name, outputs in calls.items():
             hook = getattr(module, name).register_forward_hook
-            # a copy: DeBERTa divides one of them in place
-            hooks.append(hook(lambda *call, outputs=outputs: outputs.append(call[-1].clone())))
+            hooks.append(hook(lambda *call, outputs=outputs: outputs.append(call[-1])))
     try:
         mask = mask_of(encoder, attention_mask)
         output = encoder(input_ids, mask, output_hidden_states=num_layers > 1)

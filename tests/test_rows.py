@@ -27,10 +27,6 @@ CASES = {
     "deberta-v2 shared": BUCKETS | {"share_att_key": True},  # as version 3 is
     "deberta-v2 unbucketed shared": BOTH | {"share_att_key": True},
     "deberta-v2 convolution": BUCKETS | {"share_att_key": True, "conv_kernel_size": 3},
-    "deberta plain": {},
-    "deberta both": BOTH,
-    "deberta c2p": BOTH | {"pos_att_type": ["c2p"]},
-    "deberta few distances": BOTH | {"max_relative_positions": 20},
     "mpnet": {"pad_token_id": 1},
     "modernbert last global": {"global_attn_every_n_layers": 3, "local_attention": 16},
     "modernbert last local": {"global_attn_every_n_layers": 2, "local_attention": 16},
@@ -123,7 +119,7 @@ def test_whole_attention_is_never_asked_for(case):
     assert not any(module._forward_hooks for module in linear)
 
 
-@pytest.mark.parametrize("case", ["deberta-v2 buckets", "deberta-v2 shared", "deberta both"])
+@pytest.mark.parametrize("case", ["deberta-v2 buckets", "deberta-v2 shared"])
 def test_dropout_before_the_scores_is_the_layers_own(case):
     """DeBERTa drops of the distances' embeddings: both ways draw the same here."""
     encoder, ids, mask = make(case, hidden_dropout_prob=0.3)
@@ -214,7 +210,7 @@ def test_float64_is_near_float32(case):
         torch.testing.assert_close(a[0].double(), b[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case,cpu_kernels", [x for x in WAYS if x[0].split()[0] != "deberta"])
+@pytest.mark.parametrize("case,cpu_kernels", WAYS)
 def test_rows_under_bf16_autocast_are_float32_and_near(case, cpu_kernels):
     """Not for the first DeBERTa, which transformers itself cannot run so."""
     encoder, ids, mask = make(case)
@@ -230,7 +226,7 @@ def test_rows_under_bf16_autocast_are_float32_and_near(case, cpu_kernels):
 @pytest.mark.parametrize("kind,more", [
     ("deberta-v2", {"relative_attention": True, "pos_att_type": []}),
     ("deberta-v2", BOTH | {"pos_att_type": ["c2p", "p2p"]}),
-    ("deberta", BOTH | {"talking_head": True}),
+    ("deberta", BOTH),
     ("luke", {"entity_vocab_size": 10, "entity_emb_size": 32}),
 ])  # fmt: skip
 def test_an_unknown_variant_returns_its_attention(kind, more):
