@@ -1,6 +1,6 @@
 """Large inputs through the real commands: peak memory and time.
 
-    python bench/large.py --data_dir ../shared/redocred [--documents 101873] [--entities 200]
+    python bench/large.py --data_dir dataset/redocred --tokenizer pretrained/redocred-minilm
 
 1. A training file of many documents (those of dev, over and over, with titles of their own), with a
    tiny encoder: train.py until its first saved state, five steps after the file is read.

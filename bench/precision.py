@@ -38,6 +38,8 @@ def main():
         results[key] = run
         curves[key] = read_curve(path.parent)
     seeds = sorted(x for precision, x in results if precision == "bf16" and ("fp32", x) in results)
+    if len(seeds) < 2:
+        parser.error(f"{args.runs}: fewer than two seeds have runs in both precisions")
     columns = [(name, precision) for name in SCORES for precision in PRECISIONS]
     print("| seed |", " | ".join(f"{name}, {precision}" for name, precision in columns), "|")
     print("| --- " * (1 + len(columns)) + "|")
