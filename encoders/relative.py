@@ -1,4 +1,4 @@
-"""Scores of attention with relative positions, at the mentions alone: DeBERTa-v2, MPNet, ModernBERT.
+"""Scores of attention with relative positions at the mentions alone: DeBERTa-v2, MPNet, ModernBERT.
 
 A layer's scores before mask and softmax are made anew from what its own linear layers put out, so
 that dropout, where it lies before them, is the layer's own. `SCORES` has for every model type the
