@@ -2,10 +2,12 @@
 
     python bench/step.py [--entities 42] [--batch 4] [--tokens 512] [--device cuda]
 
+--entities takes several numbers, too, one a document.
+
 Every backbone runs in a process of its own: a batch of made-up documents, an encoder of BERT-base's
-size (or --width, --layers) with random weights, float32 on a CPU, bfloat16 on a GPU. The time is
-the median of --repeats steps after one to warm up. Peak memory: on a GPU what was allocated; on a
-CPU the process's largest size less what it was before the first step.
+size (or --width, --layers) with random weights, float32 on a CPU, bfloat16 on a GPU (or
+--precision). The time is the median of --repeats steps after one to warm up. Peak memory: on a GPU
+what was allocated; on a CPU the process's largest size less what it was before the first step.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -32,13 +35,14 @@ from utils import autocast, collate, set_seed
 def make_features(args):
     """Documents with the wanted number of entities, 1.4 mentions each, 6 % of the pairs related."""
     set_seed(0)
-    features = []
+    features, counts = [], np.ravel(args.entities)
     for i in range(args.batch):
-        places = torch.randint(args.tokens - 3, (args.entities, 2)).tolist()
+        count = int(counts[i % len(counts)])
+        places = torch.randint(args.tokens - 3, (count, 2)).tolist()
         entity_pos = [
             [(x, x + 1) for x in spans[: 1 + (e % 5 < 2)]] for e, spans in enumerate(places)
         ]
-        pairs = torch.randint(args.entities, (args.entities**2 // 16, 2))
+        pairs = torch.randint(count, (count**2 // 16, 2))
         pairs = pairs[pairs[:, 0] != pairs[:, 1]].unique(dim=0)
         triples = torch.cat([pairs, torch.randint(1, 97, (len(pairs), 1))], dim=1).numpy()
         ids = [2, *torch.randint(5, 1000, (args.tokens - 2,)).tolist(), 3]
@@ -57,9 +61,12 @@ def make_features(args):
     return features
 
 
-def make_step(config, features, device="cpu", loss="ATL", evidence_weight=0.0, **settings):
+def make_step(
+    config, features, device="cpu", loss="ATL", evidence_weight=0.0, precision=None, **settings
+):
     """A function that trains a new model over an encoder of this configuration for one step, and
-    returns its seconds; float32 on a CPU, bfloat16 on a GPU. settings: of model.DocREConfig."""
+    returns its seconds; precision None: float32 on a CPU, bfloat16 on a GPU. settings: of
+    model.DocREConfig."""
     teaches = evidence_weight > 0
     batch = collate(features, ([2], [3], 0), sentences=teaches, evidence=teaches)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -69,7 +76,7 @@ def make_step(config, features, device="cpu", loss="ATL", evidence_weight=0.0, *
     on_gpu = device.startswith("cuda")
     parts = get_loss(loss), optimizer, make_schedule(optimizer, 1000, 0.06)
     parts += (torch.amp.GradScaler("cuda" if on_gpu else "cpu", enabled=False),)
-    parts += (autocast(device, "bf16" if on_gpu else "fp32"), 1.0)
+    parts += (autocast(device, precision or ("bf16" if on_gpu else "fp32")), 1.0)
 
     def step():
         started = time.perf_counter()
@@ -104,7 +111,7 @@ def run_and_peak(step, count, device):
 
 def measure(backbone, args):
     """{"seconds": median of the steps, "peak_mib": peak memory}"""
-    settings = {"backbone": backbone, "emb_size": args.width}
+    settings = {"backbone": backbone, "emb_size": args.width, "precision": args.precision}
     step = make_step(bert_sizes(args), make_features(args), args.device, "HingeABL", **settings)
     seconds, peak = run_and_peak(step, args.repeats + 1, args.device)
     return {"seconds": statistics.median(seconds[1:]), "peak_mib": peak}
@@ -112,12 +119,13 @@ def measure(backbone, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--entities", type=int, default=42)
+    parser.add_argument("--entities", type=int, nargs="+", default=[42])
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", choices=("fp32", "bf16"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--backbone", choices=list(BACKBONES), help="only this one, in this process"
@@ -127,7 +135,8 @@ def main():
         print(json.dumps(measure(args.backbone, args)))
         return
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
-    print(f"{args.batch} documents, {args.entities} entities, {args.tokens} tokens each;", end=" ")
+    entities = " ".join(map(str, args.entities))
+    print(f"{args.batch} documents, {entities} entities, {args.tokens} tokens each;", end=" ")
     print(f"encoder {args.layers} x {args.width}; {name}, {torch.get_num_threads()} threads")
     print(f"{'backbone':10} {'s / step':>9} {'peak MiB':>9}")
     for backbone in BACKBONES:
