@@ -74,7 +74,7 @@ def hinge_penalty(distance, margin=5.0):
 def aml_loss(logits, labels, margin=1.0):
     """Adaptive Margin Loss (Wei and Li, 2022), Eq. 12: sum_R max(0, m - d_r)."""
     logits, positive, _ = _split(logits, labels)
-    return F.relu(margin - _distance(logits, positive)[:, 1:]).sum(1).mean()
+    return hinge_weight(_distance(logits, positive)[:, 1:], margin).sum(1).mean()
 
 
 def afl_loss(logits, labels, gamma=1.0):

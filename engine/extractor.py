@@ -192,6 +192,7 @@ class RelationExtractor:
         return fused_predictions(fused, documents, logits.shape[1], threshold)
 
     def _logits_of(self, documents):
+        """Logits of each of any documents, a list."""
         features = docred_features(documents, self.tokenizer, self.max_seq_length, self.rel2id)
         make = partial(self.collate, sentences=False)
         options = make, self.device, self.batch_size, self.autocast

@@ -15,12 +15,14 @@ fail() {
   exit 2
 }
 
-# The runs, as the quoted words NAME SEED FLAG...; add_run NAME SEED FLAG... adds one.
+# The runs, as the words NAME SEED FLAG... quoted by printf %q, which eval reads; add_run NAME SEED
+# FLAG... adds one.
 RUNS=()
 add_run() {
-  local run
+  local run start
+  printf -v start '%q ' "$1" "$2"
   for run in ${RUNS[@]+"${RUNS[@]}"}; do
-    [[ "$run" != "$(printf '%q ' "$1" "$2")"* ]] || fail "$1 seed $2 is asked for twice"
+    [[ "$run" != "$start"* ]] || fail "$1 seed $2 is asked for twice"
   done
   RUNS+=("$(printf '%q ' "$@")")
 }
@@ -60,7 +62,7 @@ run_one() {
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
   fi
   bash "$ROOT/scripts/run_$RECIPE.sh" --data_dir "$DATA" \
-    ${ENCODER:+--model_name_or_path "$ENCODER"} ${given[@]+"${given[@]}"} "$@" \
+    ${ENCODER:+--model_name_or_path "$ENCODER"} "${given[@]}" "$@" \
     --seed "$seed" --output_dir "$run" --resume > "$log" 2>&1 || status=$?
   if ((status == 130)); then
     touch "$NOTES/interrupted"
@@ -97,7 +99,7 @@ interrupted() {
 # run_all FLAG...: the runs that are not finished, JOBS at once (default 1); the flags go to each.
 # Then the report, to OUT/report. Ends the script: exit code 1 if a run failed.
 run_all() {
-  local k=0 line name seed status=0
+  local k=0 line status=0
   JOBS="${JOBS:-1}" TOTAL="${#RUNS[@]}" TO_DO=0 STARTED="$(date +%s)" GIVEN=""
   [[ -f "$ROOT/scripts/run_$RECIPE.sh" ]] ||
     fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
@@ -113,15 +115,15 @@ run_all() {
     2> /dev/null || true; } | tr '\n' ',')}"
   mkdir -p "$OUT"
   for line in "${RUNS[@]}"; do
-    read -r name seed _ <<< "$line"
-    [[ -f "$OUT/$name-seed$seed/results.json" ]] || TO_DO=$((TO_DO + 1))
+    eval "set -- $line"
+    [[ -f "$OUT/$1-seed$2/results.json" ]] || TO_DO=$((TO_DO + 1))
   done
   echo "$TOTAL runs, $TO_DO to do; a run's output goes to $OUT/NAME-seedN.log"
   export ROOT PYTHON OUT DATA RECIPE ENCODER="${ENCODER:-}" GIVEN TOTAL TO_DO STARTED JOBS GPUS_HERE
   export NOTES
   export -f run_one test_f1 duration
   for line in "${RUNS[@]}"; do printf '%s\0' "$((k += 1)) $line"; done |
-    xargs -0 -P "$JOBS" -I '{}' bash -c 'run_one "$1"' _ '{}' || status=$?
+    xargs -0 -n 1 -P "$JOBS" bash -c 'run_one "$1"' _ || status=$?
   [[ ! -e "$NOTES/interrupted" ]] || interrupted
   status=0
   "$PYTHON" "$ROOT/report.py" --runs "$OUT" --out "$OUT/report" --data_dir "$DATA" || status=$?

@@ -33,7 +33,7 @@ for seed in $SEEDS; do
       fail "BACKBONES: $backbone: there is only :e0.1, the weight of the evidence"
     fi
     for loss in "$own" HingeABL; do
-      add_run "${backbone//:/-}-$loss" "$seed" --backbone "$kind" --loss_type "$loss" "${weight[@]}"
+      add_run "${backbone//:/-}-$loss" "$seed" --backbone "$kind" --loss_type "$loss" ${weight[@]+"${weight[@]}"}
     done
   done
 done

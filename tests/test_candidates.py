@@ -10,6 +10,7 @@ from conftest import REL2ID, flags, make_document, read, small_model
 
 import train
 from backbones import BACKBONES
+from backbones.kd_docre import AxialTransformer
 from evaluation import evaluate
 from inputs.documents import check_document, read_documents
 from inputs.files import InputError
@@ -17,7 +18,7 @@ from inputs.texts import as_docred
 from losses import get_loss
 from predict import RelationExtractor
 from prepro import docred_features, pairs_of
-from utils import collate
+from utils import collate, set_seed
 
 TOKENS = ([2], [3], 0)
 
@@ -76,6 +77,36 @@ def test_logits_of_a_candidate_are_those_of_the_pair(tokenizer, backbone):
     place = {tuple(pair): i for i, pair in enumerate(every["pairs"].tolist())}
     rows = [place[tuple(pair)] for pair in chosen["pairs"].tolist()]
     assert torch.allclose(logits, whole[rows], atol=1e-9) and len(logits) == 11
+
+
+def test_kd_docres_pairs_attend_to_candidates_alone():
+    """Its axial transformer against loops over the cells of two grids."""
+    set_seed(0)
+    axial = AxialTransformer(16, num_layers=2).double()
+    cells = [(0, i, i) for i in range(4)] + [(0, 0, 1), (0, 2, 1), (0, 2, 3), (0, 3, 0)]
+    cells += [(1, i, i) for i in range(4)] + [(1, 1, 0)]
+    x = torch.randn(len(cells), 16, dtype=torch.float64)
+    place = tuple(torch.tensor(cells).T)
+    is_cell = torch.zeros(2, 4, 4, dtype=torch.bool)
+    is_cell[place] = True
+
+    def attend(fn, x, i, line):
+        keys, values = fn.to_kv(x[line]).chunk(2, dim=1)
+        parts = zip(*(part.chunk(8, dim=-1) for part in (fn.to_q(x[i]), keys, values)), strict=True)
+        heads = [(k @ q / 2**0.5).softmax(0) @ v for q, k, v in parts]
+        return fn.to_out(torch.cat(heads))
+
+    with torch.no_grad():
+        found = axial(x, place, is_cell)
+        for attention, ffn, norm in zip(axial.axial_attns, axial.ffns, axial.lns, strict=True):
+            over_heads, over_tails = (part["fn"] for part in attention.axial_attentions)
+            sums = []
+            for i, (doc, head, tail) in enumerate(cells):
+                column = [j for j, (d, _, t) in enumerate(cells) if (d, t) == (doc, tail)]
+                row = [j for j, (d, h, _) in enumerate(cells) if (d, h) == (doc, head)]
+                sums.append(attend(over_heads, x, i, column) + attend(over_tails, x, i, row))
+            x = norm(ffn(x + torch.stack(sums)))
+    assert torch.allclose(found, x, atol=1e-12) and x.std() > 0.1
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

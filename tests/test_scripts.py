@@ -218,6 +218,7 @@ def test_run_table3(table3, tmp_path):
     assert " left" in lines[1] and " left" not in lines[17]
     assert "failed after" in lines[3] and "error: AML fails here" in lines[3]
     assert (tmp_path / "out/ATL-seed1/results.json").stat().st_mtime_ns == first
+    assert "\n2 runs, 0 to do;" in "\n" + start(LOSSES="PMTEM:e0.1,0.5").stdout
     again = start(LOSSES="HingeABL", flags=["--fail"])
     assert again.returncode == 1 and again.stderr.strip() == "failed: HingeABL-seed1 HingeABL-seed5"
     assert "[1 of 2] HingeABL seed 1: failed after" in again.stdout

@@ -25,8 +25,6 @@ from model import new_model
 from prepro import read_docred
 from utils import collate, set_seed, special_tokens
 
-KINDS = ["bert", "roberta", "electra"]
-
 
 @pytest.fixture(scope="module")
 def tokenizer(committed_golden):
