@@ -302,21 +302,6 @@ def commit_of(folder):
     return result.stdout.strip() or None
 
 
-def start_wandb(args):
-    """A function (record, step) that logs to wandb, or to nowhere; needs no account by default."""
-    if args.wandb == "disabled" or not distributed.is_first():
-        return lambda record, step: None
-    import wandb
-
-    if wandb.run:
-        wandb.finish()  # the run of the seed before
-    folder = args.output_dir or None
-    wandb.init(
-        project=args.proj_name, name=args.run_name, mode=args.wandb, config=vars(args), dir=folder
-    )
-    return wandb.log
-
-
 def make_folder(args):
     """The run folder, checked to be writable; None without --output_dir."""
     if not args.output_dir:
@@ -354,7 +339,7 @@ def save_model_files(run):
 def complete(run):
     """Trains where that is asked for, evaluates, and writes what is left of the run folder."""
     args, folder, best = run.args, run.folder, None
-    log = start_wandb(args)
+    log = resume.start_wandb(args)
     if not args.load_path:
         if distributed.is_first() and not (args.resume and resume.state_files(folder)):
             clear_folder(folder)

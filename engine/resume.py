@@ -1,4 +1,4 @@
-"""Interrupted runs: the state of a training run on disk, and signals that ask it to stop.
+"""Interrupted runs: their state on disk, their page at wandb, and signals that ask them to stop.
 
 A state is all that the rest of a run depends on: weights, optimizer, schedule, scaler, random
 numbers and the place in the data. It is written atomically, and the one before is kept: a run that
@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -89,6 +90,27 @@ def check_settings(saved, settings, folder):
                 f"--resume: the run in {folder} was started with {name} {saved.get(name)!r}, not "
                 f"{settings.get(name)!r}"
             )
+
+
+def start_wandb(args):
+    """A function (record, step) that logs to wandb, or to nowhere; needs no account by default. A
+    run that goes on, goes on there, too: its folder keeps wandb's name of it."""
+    if args.wandb == "disabled" or not distributed.is_first():
+        return lambda record, step: None
+    import wandb
+
+    if wandb.run:
+        wandb.finish()  # the run of the seed before
+    settings = {"project": args.proj_name, "name": args.run_name, "mode": args.wandb}
+    if args.output_dir:
+        path = Path(args.output_dir) / "wandb.txt"
+        if args.resume and path.exists():
+            settings |= {"id": path.read_text(), "resume": "allow"}
+        settings["dir"] = args.output_dir
+    run = wandb.init(config=vars(args), **settings)
+    if args.output_dir:
+        path.write_text(run.id)
+    return wandb.log
 
 
 @contextmanager

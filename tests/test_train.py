@@ -125,7 +125,12 @@ def test_an_evaluation_leaves_the_model_as_it_is_and_nothing_of_the_one_before(
 
 def test_what_wandb_is_told(demo, tmp_path, monkeypatch):
     told, started = [], []
-    fake = SimpleNamespace(run=None, init=lambda **x: started.append(x), finish=lambda: None)
+
+    def init(**settings):
+        started.append(settings)
+        return SimpleNamespace(id=f"run{len(started)}")
+
+    fake = SimpleNamespace(run=None, init=init, finish=lambda: None)
     fake.log = lambda record, step: told.append((step, record))
     monkeypatch.setitem(sys.modules, "wandb", fake)
     more = "--wandb", "offline", "--num_train_epochs", "2", "--tune_threshold"
@@ -138,6 +143,11 @@ def test_what_wandb_is_told(demo, tmp_path, monkeypatch):
     assert told[0][1]["learning_rate"] > told[1][1]["learning_rate"] == 0
     assert told[2][1]["test/f1"] == results["test"]["f1"]
     assert told[2][1]["test_tuned/f1"] == results["tuned"]["test"]["f1"]
+    (tmp_path / "a/results.json").unlink()  # as if it had been stopped while it was evaluated
+    train.main(flags(demo, tmp_path / "a", *more, "--resume"))
+    assert started[1]["id"] == "run1" and started[1]["resume"] == "allow"
+    train.main(flags(demo, tmp_path / "a", *more, "--overwrite"))
+    assert "id" not in started[2]
 
 
 def test_a_model_older_than_a_flag_has_its_default():
