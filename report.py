@@ -9,7 +9,6 @@ recipe are never averaged: each combination is a group with tables of its own.
 
 import os
 import re
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -53,24 +52,26 @@ def read_split(path, classes, is_train):
 
 
 def documents_of(group, data_dir):
-    """The documents that a group's runs were made of, split -> documents; and notes on those that
-    are not in data_dir (None: no folder), not as they were, or at fault."""
-    splits, notes = {}, []
+    """The documents that a group's runs were made of, split -> documents, as far as data_dir (None:
+    no folder) has them; all that are in files of their names, whatever is in them; and notes on
+    files that are missing, not as they were, or at fault."""
+    as_they_were, here, notes = {}, {}, []
     for split, record in group["data"].items() if data_dir else ():
         faults = []
         for name in file_names(group, split):
             try:
                 path = data_file(data_dir, name)
                 sha256, documents = read_split(path, *kind_of(group, split))
+                here.setdefault(split, documents)
                 if sha256 == record["sha256"]:
-                    splits[split] = documents
+                    as_they_were[split] = documents
                     break
                 faults.append(f"{path}: not the file of these runs (its SHA-256 differs)")
             except InputError as error:
                 faults.append(str(error))
         else:
             notes += faults
-    return splits, notes
+    return as_they_were, here, notes
 
 
 def kind_of(group, split):
@@ -93,18 +94,6 @@ def data_file(data_dir, name):
     if not os.path.isfile(path):  # False, not an error, of a name with a NUL
         raise InputError(f"{path}: no such file")
     return path
-
-
-def all_documents(group, data_dir):
-    """Split -> documents, of the files in data_dir that are named as this group's; those at fault,
-    which the group's notes name, are left out."""
-    splits = {}
-    for split in ("train", "dev", "test"):
-        for name in file_names(group, split):
-            with suppress(InputError):
-                splits[split] = read_split(data_file(data_dir, name), *kind_of(group, split))[1]
-                break
-    return splits
 
 
 def entity_number(document, text):
@@ -307,7 +296,7 @@ def main(argv=None):
     left_out = [(printable(folder), reason) for folder, reason in left_out]
     groups = group_runs(runs)
     documents = [documents_of(group, args.data_dir) for group in groups]
-    pairs = locate_pairs(args, [splits for splits, _ in documents])
+    pairs = locate_pairs(args, [splits for splits, *_ in documents])
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -316,15 +305,14 @@ def main(argv=None):
     report = {"paper": paper["source"], "groups": [], "figures": [], "table5": {}, "table6": {}}
     report["left_out"] = [{"folder": x, "reason": reason} for x, reason in left_out]
     for number, group in enumerate(groups, 1):
-        splits, missing = documents[number - 1]
+        splits, _, missing = documents[number - 1]
         for note in missing:
             print(f"group {number}: not used: {note}")
         found = report_group(number, group, splits, pairs[number - 1], paper, args)
         found["notes"] = list(map(printable, group["notes"] + missing + found["notes"]))
         report["groups"].append(found)
-    if args.data_dir:
-        splits = all_documents(groups[0], args.data_dir)
-        report["table5"], report["table6"] = data_tables(splits, paper) if splits else ({}, {})
+    if here := documents[0][1]:
+        report["table5"], report["table6"] = data_tables(here, paper)
     if figures:
         draw = drawer(out, report["figures"])
         draw(figures.hinge_weights(), "figure3", "Figure 3: hinge weighting")

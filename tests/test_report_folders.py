@@ -240,11 +240,10 @@ def test_data_of_other_runs_is_not_used(made, data, tmp_path):
     documents = read(data / "test_revised.json")[:3]
     (tmp_path / "data/test_revised.json").write_text(json.dumps(documents))
     (group,) = group_runs(find_runs(made[0].parent / "runs", tmp_path)[0])
-    splits, notes = report.documents_of(group, tmp_path / "data")
+    splits, found, notes = report.documents_of(group, tmp_path / "data")
     assert list(splits) == ["train", "dev"]
     path = tmp_path / "data/test_revised.json"
     assert notes == [f"{path}: not the file of these runs (its SHA-256 differs)"]
-    found = report.all_documents(group, tmp_path / "data")
     assert data_tables(found, PAPER)[1]["test"]["documents"] == {"ours": 3, "paper": 500}
 
 
@@ -255,7 +254,7 @@ def test_training_documents_may_have_one_title(data, tmp_path):
     path.write_text(json.dumps(read(path) * 2))
     write_run(tmp_path / "runs/a", tmp_path / "data", logits=False)
     (group,) = group_runs(find_runs(tmp_path / "runs", tmp_path)[0])
-    splits, notes = report.documents_of(group, tmp_path / "data")
+    splits, _, notes = report.documents_of(group, tmp_path / "data")
     assert len(splits["train"]) == 6 and not notes
 
 
