@@ -277,3 +277,23 @@ def made(data, tmp_path_factory):
     report.main([*where, *pair])
     markdown = re.sub(" +", " ", (root / "out/report.md").read_text())  # columns are padded
     return root / "out", read(root / "out/report.json"), markdown
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from browser import Browser, find_browser
+
+    browser = Browser(find_browser(), tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def written(tmp_path):
+    from browser import labelled, plain
+
+    from viewing import page
+
+    path = tmp_path / "page.html"
+    page.write_page(path, [labelled(), plain()], 7)
+    return path

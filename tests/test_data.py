@@ -128,7 +128,7 @@ def test_a_fault_of_the_training_file_is_named(demo, bert, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_training_file(bert, tmp_path, monkeypatch):
-    """Ten times the documents; their features are kept, pickled, and some numbers of each."""
+    """Ten times the documents; their features are kept, packed, and some numbers of each."""
     monkeypatch.setattr(data, "CHUNK", 10)
     monkeypatch.setattr("inputs.documents.CHUNK", 10_000)
     peaks = []
