@@ -142,8 +142,7 @@ class Feature(TypedDict, total=False):
 
 
 class Features(Sequence):
-    """The features of many documents (see docred_features) as msgpack, about 1.4 KB a
-    document.
+    """The features of many documents (see docred_features) as msgpack, 1.4 KB a document.
 
     features: an iterable of any length, of which nothing else is kept. lengths, num_entities,
     num_pairs (that are classified), num_related (of these, with a relation), num_evidence
