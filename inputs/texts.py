@@ -27,6 +27,7 @@ from bisect import bisect_left, bisect_right
 from itertools import pairwise
 
 from inputs.documents import (
+    Document,
     check_document,
     check_text_document,
     check_title,
@@ -35,7 +36,7 @@ from inputs.documents import (
 )
 from inputs.files import InputError, reason_of
 
-FIELDS = "title", "sents", "vertexSet", "labels", "candidates", "own_markers"
+FIELDS = tuple(Document.__annotations__)
 
 WORD = re.compile(r"[\w\u0300-\u036f]+|\S")
 ABBREVIATIONS = "Mr Mrs Ms Dr St Jr Sr Prof Gen Col Lt Sgt Rev Hon No vs".split()
