@@ -468,7 +468,9 @@ def make_runs(runs):
             print(f"device: {args.device}, precision: {args.precision}")
         try:
             complete(run)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
+                raise
             raise InputError(
                 f"{args.device}: out of memory; take a smaller --train_batch_size and so much "
                 "larger --gradient_accumulation_steps (the same batch in all), a smaller "

@@ -12,8 +12,8 @@ be missing. It becomes a document in DocRED format so:
 - A sentence ends after . ! ? or an ellipsis, with the closing quotes and brackets that follow,
   where white space and then no small letter comes; not after a single letter (J. K. Rowling) or
   one of a few abbreviations (Dr.); also after a full stop of Chinese and Japanese, and at an empty
-  line. No sentence ends inside a mention. (Sentences do not change the relations that are found,
-  only the sentences that are shown with them.)
+  line. No sentence ends inside a mention. (Without fusion sentences do not change the relations
+  that are found, only the sentences that are shown with them.)
 - Mentions may nest and overlap, within an entity and between entities, as in DocRED.
 
 Refused, with one line: a span that is empty, outside the text or only white space.

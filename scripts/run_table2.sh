@@ -5,7 +5,7 @@
 #   SEEDS       default "1 5 42 66 233"
 #   BACKBONES   default "atlop docunet kd_docre"; others: dreeam, and dreeam:e0.1 (or of any
 #               backbone), which learns from evidence (--evidence_weight)
-#   RECIPE      roberta (default) or minilm: which of scripts/run_*.sh to run
+#   RECIPE      roberta (default), bert or minilm: which of scripts/run_*.sh to run
 #   ENCODER     default: the recipe's
 #   DATA        folder of the data files; default: REDOCRED_DIR, or Re-DocRED is downloaded
 #   OUT         default runs/table2-$RECIPE

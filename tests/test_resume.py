@@ -385,9 +385,12 @@ def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypat
     assert resume.load_state(tmp_path / "a")["progress"]["step"] == 5
 
 
-def test_out_of_memory_is_one_line(demo, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_gpu", [True, False])
+def test_out_of_memory_is_one_line(demo, tmp_path, monkeypatch, is_gpu):
     def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        if is_gpu:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        torch.empty(2**60)
 
     monkeypatch.setattr(training, "train_step", fail)
     with pytest.raises(InputError, match="out of memory; take a smaller --train_batch_size"):
