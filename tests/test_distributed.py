@@ -135,17 +135,10 @@ def test_a_stop_saves_and_one_process_goes_on(steady, tmp_path):
     assert read(output / "predictions.json") == read(whole / "predictions.json")
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--train_batch_size", "3"], "3 documents cannot be divided among 2 processes"),
-        (["--train_file", "nothing.json"], "nothing.json: no such file"),
-    ],
-)
-def test_what_is_wrong_is_said_once(steady, tmp_path, more, message):
-    process = start(*flags(steady, tmp_path / "a", *more))
+def test_what_is_wrong_is_said_once(steady, tmp_path):
+    process = start(*flags(steady, tmp_path / "a", "--train_batch_size", "3"))
     (line,) = said(process)
-    assert message in line and process.returncode != 0
+    assert "3 documents cannot be divided among 2 processes" in line and process.returncode != 0
     assert not (tmp_path / "a").exists()
 
 
