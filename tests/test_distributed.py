@@ -53,10 +53,12 @@ def steady(demo, tmp_path_factory):
     "more",
     [
         ["--num_train_epochs", "5"],  # 20 steps
-        ["--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--tune_threshold"],
-        ["--backbone", "kd_docre", "--group_by_length", "--num_train_epochs", "1"],
+        [
+            *("--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--tune_threshold"),
+            *("--backbone", "kd_docre", "--group_by_length"),
+        ],
     ],
-    ids=["20 steps", "accumulation", "kd_docre"],
+    ids=["20 steps", "accumulation, kd_docre"],
 )
 def test_two_processes_train_as_one_does(steady, tmp_path, more):
     one, two = tmp_path / "one", tmp_path / "two"
