@@ -30,11 +30,12 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
         cells = torch.cat([pairs, torch.stack([doc, entity, entity], dim=2).flatten(0, 1)])
         # The released code normalises the sum over heads, not the mean: the same but for eps.
         contexts = localized_contexts(tokens, attention, 1e-10 / attention.shape[2], diagonal=True)
-        place = unordered_pair(cells, most, diagonal=True)
-        embeddings = self.combine(self.projection, entities, contexts, cells, place)
+        context_place = unordered_pair(cells, most, diagonal=True)
+        embeddings = self.combine(self.projection, entities, contexts, cells, context_place)
+        place = tuple(cells.T)
         is_cell = torch.zeros(num_docs, most, most, dtype=torch.bool, device=cells.device)
-        is_cell[tuple(cells.T)] = True
-        embeddings = embeddings + self.axial_transformer(embeddings, tuple(cells.T), is_cell)
+        is_cell[place] = True
+        embeddings = embeddings + self.axial_transformer(embeddings, place, is_cell)
         return at_least_float32(self.classifier(embeddings[: pairs.shape[0]]))
 
 

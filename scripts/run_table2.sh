@@ -33,7 +33,8 @@ for seed in $SEEDS; do
       fail "BACKBONES: $backbone: there is only :e0.1, the weight of the evidence"
     fi
     for loss in "$own" HingeABL; do
-      add_run "${backbone//:/-}-$loss" "$seed" --backbone "$kind" --loss_type "$loss" ${weight[@]+"${weight[@]}"}
+      add_run "${backbone//:/-}-$loss" "$seed" --backbone "$kind" --loss_type "$loss" \
+        ${weight[@]+"${weight[@]}"}  # bash before 4.4: an empty array is unbound
     done
   done
 done

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Tables 1, 3, 4 and 7: the paper's seven losses, five seeds; ends in a report, OUT/report/report.md. Finished runs
-# are not run again, so it can be stopped and started anew. Cut it down with
+# Tables 1, 3, 4 and 7: the paper's seven losses, five seeds; ends in a report,
+# OUT/report/report.md. Finished runs are not run again, so it can be stopped and started anew. Cut
+# it down with
 #   SEEDS     default "1 5 42 66 233"
 #   LOSSES    default: the seven of Table 3; others: PMTEM, NCRL, ATGL. Variants: HingeABL:joint
 #             (--hinge_norm), HingeABL:m3 and AML:m2 (--margin), AFL:g2 (--gamma), HingeABL:joint:m3,

@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, flags, make_document, read
+from conftest import ROOT, flags, make_document, read, save_run, small_model
 
 import evaluation
 import predict
 import report
 import train
+from engine.extractor import RelationExtractor
 from inputs.files import InputError
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -133,3 +134,12 @@ def test_texts_to_train_on_need_labels(tmp_path):
     with pytest.raises(InputError, match='in.jsonl: document 1 "1": labels: missing'):
         convert_text.main([*command, str(tmp_path / "out.json")])
     assert not (tmp_path / "out.json").exists()
+
+
+def test_relations_without_a_name_are_called_by_their_property(tokenizer, tmp_path):
+    """Without one in meta/rel_info.json, that is."""
+    rel2id = {"Na": 0} | {f"X{i}": i for i in range(1, 97)}
+    save_run(small_model(settings={"rel2id": rel2id}), tokenizer, tmp_path)
+    extractor = RelationExtractor.from_pretrained(tmp_path, device="cpu")
+    relations = extractor(make_document(random.Random(0)) | {"labels": []})["relations"]
+    assert relations and all(x["relation"] == x["name"] and x["name"][0] == "X" for x in relations)

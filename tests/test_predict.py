@@ -9,7 +9,6 @@ import subprocess
 import sys
 from itertools import count, islice
 
-import numpy as np
 import pytest
 import torch
 from conftest import (
@@ -28,7 +27,6 @@ from test_documents import FORMS, GOOD
 import predict
 from engine import checkpoint
 from engine.extractor import WINDOW, RelationExtractor
-from engine.prediction import LARGEST, batches
 from evaluation import evaluate, prediction_patterns
 from inputs.documents import read_documents, read_predictions
 from inputs.files import InputError, run_main, write_json
@@ -484,23 +482,6 @@ def test_predicting_is_lazy(extractor):
     assert next(taken) == 2 * WINDOW * extractor.batch_size
 
 
-def test_batches():
-    rng = np.random.default_rng(0)
-    sizes = rng.integers((3, 0), (500, 600), (100, 2)).tolist()
-    features = [{"input_ids": [0] * x, "entity_pos": [[]] * y} for x, y in sizes]
-    made = list(batches(features, 8))
-    assert sorted(i for batch in made for i in batch) == list(range(100))
-    lengths = [len(features[i]["input_ids"]) for batch in made for i in batch]
-    assert lengths == sorted(lengths, reverse=True)
-    for batch in made:
-        most = max(len(features[i]["entity_pos"]) for i in batch)
-        longest = len(features[batch[0]]["input_ids"])
-        assert len(batch) == 1 or len(batch) * longest * most**2 <= LARGEST
-    assert len(made) > 100 / 8 and max(map(len, made)) == 8
-    small = [{"input_ids": [0] * 50, "entity_pos": [[]] * 9}] * 20
-    assert list(map(len, batches(small, 8))) == [8, 8, 4]
-
-
 def test_model_of_the_hub(folder, corpus, expected, tmp_path, monkeypatch):
     """Downloaded with snapshot_download, here a stub."""
     asked = []
@@ -510,12 +491,3 @@ def test_model_of_the_hub(folder, corpus, expected, tmp_path, monkeypatch):
     (tmp_path / "in.json").write_text(json.dumps(corpus))
     assert_same(run("somebody/model", tmp_path / "in.json", tmp_path / "out.json"), expected)
     assert asked == ["somebody/model"]
-
-
-def test_own_relations(tokenizer, tmp_path):
-    """Relations without a name in meta/rel_info.json are called by their property."""
-    rel2id = {"Na": 0} | {f"X{i}": i for i in range(1, 97)}
-    save_run(small_model(settings={"rel2id": rel2id}), tokenizer, tmp_path)
-    extractor = RelationExtractor.from_pretrained(tmp_path, device="cpu")
-    relations = extractor(make_document(random.Random(0)) | {"labels": []})["relations"]
-    assert relations and all(x["relation"] == x["name"] and x["name"][0] == "X" for x in relations)

@@ -3,6 +3,7 @@
 import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import faster_on_cpu, make_document, read, small_model
@@ -332,3 +333,20 @@ def test_a_cpu_is_always_deterministic(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "make_deterministic", lambda: called.append(1))
     train.main(flags(demo, tmp_path / "a", "--num_train_epochs", "1"))
     assert called == [1]
+
+
+def test_batches():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers((3, 0), (500, 600), (100, 2)).tolist()
+    features = [{"input_ids": [0] * x, "entity_pos": [[]] * y} for x, y in sizes]
+    made = list(prediction.batches(features, 8))
+    assert sorted(i for batch in made for i in batch) == list(range(100))
+    lengths = [len(features[i]["input_ids"]) for batch in made for i in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    for batch in made:
+        most = max(len(features[i]["entity_pos"]) for i in batch)
+        longest = len(features[batch[0]]["input_ids"])
+        assert len(batch) == 1 or len(batch) * longest * most**2 <= prediction.LARGEST
+    assert len(made) > 100 / 8 and max(map(len, made)) == 8
+    small = [{"input_ids": [0] * 50, "entity_pos": [[]] * 9}] * 20
+    assert list(map(len, prediction.batches(small, 8))) == [8, 8, 4]
