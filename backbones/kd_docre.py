@@ -34,7 +34,8 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
         embeddings = self.combine(self.projection, entities, contexts, cells, context_place)
         place = tuple(cells.T)
         is_cell = torch.zeros(num_docs, most, most, dtype=torch.bool, device=cells.device)
-        is_cell[place] = True
+        # Not True alone, a number of the host's, for which the host would wait for a GPU.
+        is_cell[place] = torch.ones_like(cells[:, 0], dtype=torch.bool)
         embeddings = embeddings + self.axial_transformer(embeddings, place, is_cell)
         return at_least_float32(self.classifier(embeddings[: pairs.shape[0]]))
 

@@ -41,7 +41,7 @@ def test_fp16_is_scaled_and_what_overflows_left_out():
 
 
 def test_a_run(demo, tmp_path):
-    train.main(flags(demo, tmp_path / "a", "--device", "cuda"))
+    train.main(flags(demo, tmp_path / "a", "--device", "cuda", "--precision", "auto"))
     results = read(tmp_path / "a/results.json")
     assert results["device"] == torch.cuda.get_device_name() and len(results["test"]) > 1
     assert results["args"]["precision"] in ("bf16", "fp16")

@@ -194,7 +194,8 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.name().split("::")[1].split(".")[0]
         is_mask = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
-        if name in self.NAMES or is_mask:
+        is_number = name == "index_put_" and args[2].dim() == 0  # of the host, copied first
+        if name in self.NAMES or is_mask or is_number:
             self.seen.append(name)
         return operation(*args, **(kwargs or {}))
 
