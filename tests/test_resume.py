@@ -19,7 +19,7 @@ import train
 from engine import resume, training
 from inputs.files import InputError, remove_unfinished
 
-KILLS = int(os.environ.get("KILLS", 3))  # docs/reliability.md: KILLS=20
+KILLS = int(os.environ.get("KILLS", 2))  # docs/reliability.md: KILLS=20
 
 
 @pytest.fixture(scope="module")
