@@ -81,11 +81,11 @@ def paired_bootstrap(
     both = np.stack([first, second])
     _, seeds, documents, *sizes = both.shape
     # Whole numbers, which are exact in both; products are twice as fast in float32.
-    number = np.float32 if documents * both.max(initial=0) < 2**24 else np.float64
-    both = both.reshape(2, seeds, documents, -1).astype(number)
+    dtype = np.float32 if documents * both.max(initial=0) < 2**24 else np.float64
+    both = both.reshape(2, seeds, documents, -1).astype(dtype)
 
     def difference(of_documents, of_seeds):  # [B, documents], [B, seeds] -> [B, names]
-        counts = of_documents.astype(number) @ both
+        counts = of_documents.astype(dtype) @ both
         counts = counts.reshape(2, seeds, len(of_documents), *sizes).astype(np.float64)
         scores = scores_of(counts)  # [2, seeds, B, names]
         return np.einsum("bs,sbk->bk", of_seeds / seeds, scores[0] - scores[1])

@@ -52,7 +52,7 @@ def steady(demo, tmp_path_factory):
 def test_two_processes_train_as_one_does(steady, tmp_path):
     """20 steps, of two batches each."""
     more = "--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--tune_threshold"
-    more += "--num_train_epochs", "5", "--group_by_length"
+    more += "--num_train_epochs", "5", "--group_by_length", "--backbone", "kd_docre"
     one, two = tmp_path / "one", tmp_path / "two"
     process = start(*flags(steady, two, *more))
     train.main(flags(steady, one, *more))
