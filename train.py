@@ -43,14 +43,21 @@ from engine.checkpoint import (
 )
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_predictions
-from engine.options import COMPARED, FREE_TO_CHANGE, SAVED_WITH_MODEL, load_config, parse_runs
+from engine.options import (
+    COMPARED,
+    FREE_TO_CHANGE,
+    SAVED_WITH_MODEL,
+    check_output_dir,
+    load_config,
+    parse_runs,
+)
 from engine.prediction import logits_of_each, predict_logits, to_official
+from engine.run_folder import locked
 from engine.thresholds import best_evidence_threshold, best_fusion_threshold, best_shift
 from engine.training import Training
 from inputs.files import (
     InputError,
     relation_ids,
-    remove_unfinished,
     run_main,
     sha256_of,
     write_atomically,
@@ -133,7 +140,7 @@ class Run:
             raise InputError(f"--evidence_weight: {self.data.paths['train']} names no evidence")
         if trains and args.backbone == "docunet" and distributed.world_size() > 1:
             self.check_docunet()
-        self.folder = distributed.share(lambda: make_folder(args))
+        self.folder = Path(args.output_dir) if args.output_dir else None
         if args.device == "cpu" or args.deterministic:
             make_deterministic()
         set_seed(args.seed)
@@ -302,21 +309,6 @@ def commit_of(folder):
     return result.stdout.strip() or None
 
 
-def make_folder(args):
-    """The run folder, checked to be writable; None without --output_dir."""
-    if not args.output_dir:
-        return None
-    folder = Path(args.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output_dir {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--output_dir {folder}: not writable")
-    remove_unfinished(folder)
-    return folder
-
-
 def clear_folder(folder):
     """Removes what an earlier run left in its folder."""
     resume.remove_states(folder)
@@ -461,23 +453,26 @@ def main(argv=None):
 def make_runs(runs):
     run = None
     for args in runs:
-        if distributed.share(partial(is_finished, args)):
-            continue
-        run = Run(args, like=run)
-        if distributed.is_first():
-            print(f"device: {args.device}, precision: {args.precision}")
-        try:
-            complete(run)
-        except RuntimeError as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
-                raise
-            raise InputError(
-                f"{args.device}: out of memory; take a smaller --train_batch_size and so much "
-                "larger --gradient_accumulation_steps (the same batch in all), a smaller "
-                "--test_batch_size, or --max_seq_length"
-            ) from None
-        run.model = None
-        gc.collect()  # models lie in cycles; the next seed needs their memory
+        with locked(args.output_dir):
+            check_output_dir(args)  # once more: another run may have ended here since the first
+            if distributed.share(partial(is_finished, args)):
+                continue
+            run = Run(args, like=run)
+            if distributed.is_first():
+                print(f"device: {args.device}, precision: {args.precision}")
+            try:
+                complete(run)
+            except RuntimeError as error:
+                said = str(error)
+                if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in said):
+                    raise
+                raise InputError(
+                    f"{args.device}: out of memory; take a smaller --train_batch_size and so much "
+                    "larger --gradient_accumulation_steps (the same batch in all), a smaller "
+                    "--test_batch_size, or --max_seq_length"
+                ) from None
+            run.model = None
+            gc.collect()  # models lie in cycles; the next seed needs their memory
 
 
 if __name__ == "__main__":

@@ -347,6 +347,11 @@ def check_args(args):
         args.output_dir = str(Path("runs") / args.run_name)
     if args.resume and (args.load_path or args.overwrite):
         raise InputError("--resume: neither with --load_path nor with --overwrite")
+    check_output_dir(args)
+
+
+def check_output_dir(args):
+    """Raises InputError where a run lies that nobody said to replace or to go on with."""
     if args.output_dir and not args.overwrite and not args.resume:
         folder = Path(args.output_dir)
         if (folder / "results.json").exists():

@@ -17,7 +17,7 @@ from test_train import flags, without_times
 
 import train
 from engine import resume, training
-from inputs.files import InputError, remove_unfinished
+from inputs.files import UNFINISHED, InputError, remove_unfinished
 
 KILLS = int(os.environ.get("KILLS", 1))  # docs/reliability.md: KILLS=20
 
@@ -39,7 +39,7 @@ def assert_same_end(folder, whole):
         assert read(folder / "results.json")[name] == read(whole / "results.json")[name]
     assert read(folder / "predictions.json") == read(whole / "predictions.json")
     assert not resume.state_files(folder), "a finished run needs no state"
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob(f"{UNFINISHED}*"))
 
 
 class Killed(BaseException):
@@ -332,7 +332,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(stopped, monkeypatch):
         train.main([*arguments, "--resume"])
     assert len(resume.state_files(folder)) == 2
     assert resume.load_state(folder)["progress"]["step"] == 6
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob(f"{UNFINISHED}*"))
 
 
 def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):
@@ -347,7 +347,7 @@ def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):
     )
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "model.safetensors: cannot be written: " in result.stderr
-    assert not list((tmp_path / "a").glob(".*"))
+    assert not list((tmp_path / "a").glob(f"{UNFINISHED}*"))
 
 
 def test_a_kill_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -15,10 +15,11 @@ import evaluation
 import train
 from engine.checkpoint import load_model
 from engine.options import RECIPE, SAVED_WITH_MODEL, Options, parse_runs, saved_with
+from engine.run_folder import locked
 from engine.training import epoch_groups, make_optimizer, make_schedule
 from evaluation import PATTERNS, count_patterns, evaluate
 from inputs.documents import read_documents
-from inputs.files import InputError
+from inputs.files import UNFINISHED, InputError
 from losses import LOSSES
 from model import DocREConfig
 from utils import make_deterministic, set_seed
@@ -305,6 +306,35 @@ def test_finished_run_is_not_overwritten_unasked(demo, finished):
     with pytest.raises(InputError, match="holds a finished run; add --overwrite"):
         train.main(flags(demo, finished))
     assert (finished / "results.json").read_bytes() == before
+
+
+def test_a_folder_in_which_a_run_is_at_work_is_refused(demo, tmp_path):
+    """Whatever is asked for; and what the other is just writing stays."""
+    output = tmp_path / "a"
+    being_written = output / f"{UNFINISHED}x"
+    with locked(output):
+        being_written.mkdir()
+        for more in ([], ["--resume"], ["--overwrite"]):
+            with pytest.raises(InputError, match="a: another run is at work in it; give"):
+                train.main(flags(demo, output, *more))
+        assert being_written.exists()
+    with locked(output):
+        assert not being_written.exists()
+
+
+def test_a_run_that_ends_while_another_starts_is_not_replaced(
+    demo, finished, tmp_path, monkeypatch
+):
+    output, runs = tmp_path / "a", train.parse_runs
+
+    def parse_runs(argv):  # then the other ends
+        found = runs(argv)
+        shutil.copytree(finished, output)
+        return found
+
+    monkeypatch.setattr(train, "parse_runs", parse_runs)
+    with pytest.raises(InputError, match="holds a finished run; add --overwrite"):
+        train.main(flags(demo, output))
 
 
 def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(demo, finished, tmp_path):
