@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from encoders.loading import new_encoder
-from encoders.rows import at_least_float32, encode_windows, full_precision
+from encoders.rows import at_least_float32, autocast_dtype, encode_windows, full_precision
 from inputs.files import relation_ids
 
 
@@ -286,18 +286,16 @@ def unordered_pair(pairs, num_entities, diagonal=False):
 def extract(linear, entities, of_pair, contexts, place):
     """tanh(W [h; c] + b) of every pair, [P, emb], as tanh(W_1 h + b + W_2 c): W_1 h once an entity,
     W_2 c once a context; of_pair and place are the pair's among entities and contexts."""
-    width = entities.shape[-1]
-    by_entity = F.linear(entities, linear.weight[:, :width], linear.bias)
-    by_context = F.linear(contexts, linear.weight[:, width:])
+    width, dtype = entities.shape[-1], linear.weight.dtype  # a model may be loaded in bf16
+    by_entity = F.linear(entities.to(dtype), linear.weight[:, :width], linear.bias)
+    by_context = F.linear(contexts.to(dtype), linear.weight[:, width:])
     return torch.tanh(by_entity[of_pair] + by_context[place])
 
 
 def grouped_bilinear(z_head, z_tail, linear, block_size):
     """sum over blocks k of z_head_k^T W_k z_tail_k, + b: [P, emb] twice -> float32 [P, classes]."""
-    kind = z_head.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        z_head, z_tail = z_head.to(dtype), z_tail.to(dtype)
+    dtype = autocast_dtype(z_head.device, z_head.dtype)
+    z_head, z_tail = z_head.to(dtype), z_tail.to(dtype)
     scores = BlockBilinear.apply(z_head, z_tail, linear.weight.to(z_head.dtype), block_size)
     return scores if linear.bias is None else scores + linear.bias
 

@@ -35,6 +35,7 @@ class DocuNet(DocREModel, backbone="docunet"):
             index = torch.arange(height, device=image.device)
             index = torch.minimum(index, num_entities[docs, None] - 1).clamp(min=0)  # [b, height]
             padded = image[docs[:, None, None], index[:, :, None], index[:, None, :]]
+            padded = padded.to(self.liner.weight.dtype)
             output = self.segmentation_net(padded.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             grid[docs, :height, :height] = output.to(grid.dtype)
         return self.combine(self.bilinear, entities, grid[tuple(pairs.T)], pairs, slice(None))

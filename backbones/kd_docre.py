@@ -32,6 +32,7 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
         contexts = localized_contexts(tokens, attention, 1e-10 / attention.shape[2], diagonal=True)
         context_place = unordered_pair(cells, most, diagonal=True)
         embeddings = self.combine(self.projection, entities, contexts, cells, context_place)
+        embeddings = embeddings.to(self.projection.weight.dtype)
         place = tuple(cells.T)
         is_cell = torch.zeros(num_docs, most, most, dtype=torch.bool, device=cells.device)
         # Not True alone, a number of the host's, for which the host would wait for a GPU.

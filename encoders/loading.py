@@ -5,7 +5,7 @@ import re
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from encoders.rows import computes_rows, dropout_name
+from encoders.rows import computes_rows, dropout_name, run_encoder
 from inputs.files import InputError, reason_of
 
 SMALLEST_WINDOW = 8
@@ -31,7 +31,7 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
         if attention_dropout is not None:
             setattr(config, dropout_name(config), attention_dropout)
         check_encoder(config)
-        missing = []
+        missing = unknown = []
         if weights:
             encoder, info = AutoModel.from_pretrained(
                 name,
@@ -42,15 +42,28 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
             )
             encoder.pooler = None
             missing = [key for key in info["missing_keys"] if not UNUSED.fullmatch(key)]
+            unknown = [key for key in info["unexpected_keys"] if is_part_of(encoder, key)]
         else:
             encoder = new_encoder(config)
     except Exception as error:  # the hub, the file formats and the models raise all kinds
         raise InputError(f"encoder {shown}: cannot be loaded: {reason_of(error)}") from None
     if missing:
         raise InputError(f"encoder {shown}: its weights lack {len(missing)}, first {missing[0]}")
+    if unknown:
+        raise InputError(
+            f"encoder {shown}: its weights hold {len(unknown)} that this version of transformers "
+            f"does not know, first {unknown[0]}"
+        )
     if not computes_rows(config):
         _check_returns_attention(encoder, shown)
     return encoder.float()
+
+
+def is_part_of(encoder, key):
+    """Whether a weight lies in a module of the encoder itself; else it is a head's, of no use."""
+    key = key.removeprefix(f"{encoder.base_model_prefix}.")
+    inside = key.split(".")[0] in dict(encoder.named_children())
+    return inside and not UNUSED.fullmatch(key)
 
 
 def new_encoder(config):
@@ -92,7 +105,8 @@ def _check_returns_attention(encoder, name):
     if not config.is_encoder_decoder:
         try:
             ids = torch.full((1, length), min(10, config.vocab_size - 1))
-            output = encoder(ids, torch.ones_like(ids), output_attentions=True)
+            mask = torch.ones_like(ids)
+            output = run_encoder(encoder, ids, mask, num_layers=1, output_attentions=True)
             attention = (output.attentions or [None])[-1]
         except Exception:  # a model of images, of sound, ...
             pass

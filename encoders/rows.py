@@ -43,10 +43,9 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=
     num_layers = min(num_layers, encoder.config.num_hidden_layers)
     if not computes_rows(encoder.config):
         window = torch.arange(input_ids.shape[0], device=input_ids.device)[:, None]
-        options = {"output_attentions": True, "output_hidden_states": num_layers > 1}
-        output = encoder(input_ids, attention_mask, **options)
+        output = run_encoder(encoder, input_ids, attention_mask, num_layers, output_attentions=True)
         rows = [x[window, :, mention_pos] for x in output.attentions[-num_layers:]]
-        return last_hidden(output, num_layers), at_least_float32(mean(rows))
+        return last_hidden(encoder, output, num_layers), at_least_float32(mean(rows))
     is_packed = cpu_kernels and fits(encoder.config) and input_ids.device.type == "cpu"
     run = packed if is_packed else hooked
     hidden, layers = run(encoder, input_ids, attention_mask, num_layers)
@@ -58,10 +57,25 @@ def mean(tensors):
     return tensors[0] if len(tensors) == 1 else sum(tensors) / len(tensors)
 
 
-def last_hidden(output, num_layers):
-    """The mean of the last layers' outputs; of one layer what the encoder itself calls its last
-    (some normalise it once more)."""
-    return output.last_hidden_state if num_layers == 1 else mean(output.hidden_states[-num_layers:])
+def run_encoder(encoder, input_ids, attention_mask, num_layers, **options):
+    """transformers' own forward. Arguments go by name, since encoders order them differently, and
+    the output is an object even where the encoder's configuration asks for tuples."""
+    return encoder(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        output_hidden_states=num_layers > 1,
+        return_dict=True,
+        **options,
+    )
+
+
+def last_hidden(encoder, output, num_layers):
+    """The mean of the last layers' outputs. ModernBERT normalises its last output once more; so are
+    the others here, for one of them is not on the scale of the rest without it."""
+    others = output.hidden_states[-num_layers:-1] if num_layers > 1 else ()
+    if hasattr(encoder, "final_norm"):
+        others = [encoder.final_norm(x) for x in others]
+    return mean([*others, output.last_hidden_state])
 
 
 def computes_rows(config):
@@ -116,25 +130,39 @@ def hooked(encoder, input_ids, attention_mask, num_layers=1):
             hooks.append(hook(lambda *call, outputs=outputs: outputs.append(call[-1])))
     try:
         mask = mask_of(encoder, attention_mask)
-        output = encoder(input_ids, mask, output_hidden_states=num_layers > 1)
+        output = run_encoder(encoder, input_ids, mask, num_layers)
     finally:
         for hook in hooks:
             hook.remove()
-    return last_hidden(output, num_layers), layers
+    return last_hidden(encoder, output, num_layers), layers
 
 
 def mask_of(encoder, attention_mask):
-    """[W, T] -> [W, 1, T, T], which transformers 5 takes as it is. At a mask [W, T] it looks for
-    padding, and so waits for the GPU in every step; transformers 4 and encoders without fused
-    attention take no other."""
+    """[W, T] -> [W, 1, T, T], 0 where a token is seen and hugely negative where not, which
+    transformers 5 adds to the scores as it is. At a mask [W, T] it looks for padding, and so waits
+    for the GPU in every step; transformers 4 and encoders without fused attention take no other."""
     kind = encoder.config.model_type
     if int(transformers.__version__.split(".")[0]) < 5 or kind in relative.UNFUSED:
         return attention_mask
     length = attention_mask.shape[1]
     whole = attention_mask[:, None, None].bool().expand(-1, 1, length, -1)
+    dtype = autocast_dtype(attention_mask.device, encoder.dtype)
     if kind != "modernbert":
-        return whole
-    return {"full_attention": whole, "sliding_attention": relative.local_mask(encoder, whole)}
+        return additive(whole, dtype)
+    masks = {"full_attention": whole, "sliding_attention": relative.local_mask(encoder, whole)}
+    return {name: additive(mask, dtype) for name, mask in masks.items()}
+
+
+def additive(mask, dtype):
+    """0 where the mask is True, else the most negative number: not -inf, for a row without any True
+    would be NaN."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def autocast_dtype(device, default):
+    """What matrix products are computed in on this device; default: without autocast."""
+    is_on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if is_on else default
 
 
 def full_precision(tensor):

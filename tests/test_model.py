@@ -298,6 +298,21 @@ def test_encoder_without_all_its_weights_is_refused(tmp_path):
         build_encoder(str(tmp_path))
 
 
+def test_encoder_whose_weights_hold_a_part_that_the_model_lacks_is_refused(tmp_path):
+    """Such as BERT's relative positions, which transformers 5 no longer has. Heads are of no use,
+    and so of no account."""
+    encoder = small_encoder()
+    encoder.save_pretrained(tmp_path)
+    state = {f"bert.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    heads = {"cls.predictions.bias": torch.ones(3), "bert.pooler.dense.bias": torch.ones(32)}
+    save_file(state | heads, tmp_path / "model.safetensors", {"format": "pt"})
+    build_encoder(str(tmp_path))
+    distances = {"bert.encoder.layer.0.attention.self.distances.weight": torch.ones(3)}
+    save_file(state | heads | distances, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="does not know, first .*layer.0.attention.self.distances"):
+        build_encoder(str(tmp_path))
+
+
 def test_missing_encoder_is_one_line(tmp_path):
     with pytest.raises(InputError) as error:
         build_encoder(str(tmp_path / "nothing"))

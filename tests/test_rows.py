@@ -58,10 +58,12 @@ def make(case, **more):
 
 def eager(encoder, ids, mask, num_layers):
     """What encode_windows is to return, from whole attention matrices."""
-    output = encoder(ids, mask, output_attentions=True, output_hidden_states=True)
+    output = encoder(
+        input_ids=ids, attention_mask=mask, output_attentions=True, output_hidden_states=True
+    )
     window = torch.arange(len(ids))[:, None]
     rows = [x[window, :, MENTIONS] for x in output.attentions[-num_layers:]]
-    return last_hidden(output, num_layers), at_least_float32(mean(rows))
+    return last_hidden(encoder, output, num_layers), at_least_float32(mean(rows))
 
 
 def gradients(encoder, hidden, rows, mask):
@@ -119,6 +121,47 @@ def test_whole_attention_is_never_asked_for(case):
     assert len(asked) == 1 and not any(asked) and not encoder.config.output_attentions
     linear = [m for m in encoder.modules() if isinstance(m, torch.nn.Linear)]
     assert not any(module._forward_hooks for module in linear)
+
+
+@pytest.mark.parametrize("case", [x for x in CASES if x[:10] != "deberta-v2"])
+def test_eager_attention_sees_no_padding(case):
+    """An encoder's own configuration may ask for it."""
+    encoder, ids, mask = make(case)
+    copied = eager_copy(encoder)
+    for other in (encoder, copied):
+        hidden, rows = encode_windows(other, ids, mask, MENTIONS, cpu_kernels=False)
+        alone = encode_windows(other, ids[1:2, :7], mask[1:2, :7], MENTIONS[1:2], cpu_kernels=False)
+        torch.testing.assert_close(hidden[1:2, :7], alone[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(rows[1:2, ..., :7], alone[1], rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encode_windows(copied, ids, mask, MENTIONS, cpu_kernels=False)
+
+
+def test_the_mean_of_modernberts_layers_is_of_normalised_ones():
+    """Whatever a version of transformers calls the last hidden state."""
+    encoder, ids, mask = make("modernbert last global")
+    outputs = []
+    for layer in encoder.layers[-2:]:
+        hook = layer.register_forward_hook
+        hook(lambda *call: outputs.append(call[2] if torch.is_tensor(call[2]) else call[2][0]))
+    hidden = encode_windows(encoder, ids, mask, MENTIONS, num_layers=2)[0]
+    expected = sum(map(encoder.final_norm, outputs)) / 2
+    torch.testing.assert_close(hidden[mask.bool()], expected[mask.bool()])
+
+
+def test_an_encoder_that_returns_tuples_by_its_configuration():
+    encoder, ids, mask = make("bert", return_dict=False)
+    ours = encode_windows(encoder, ids, mask, MENTIONS, cpu_kernels=False)
+    theirs = encode_windows(encoder, ids, mask, MENTIONS)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_that_orders_its_arguments_otherwise():
+    """X-MOD's second is the language of each document."""
+    encoder = small_encoder("xmod", languages=["en_XX"], default_language="en_XX", vocab_size=100)
+    ids, mask = torch.randint(5, 100, (4, 64)), (torch.arange(64) < 30).long().expand(4, 64)
+    rows = encode_windows(encoder.eval(), ids, mask, MENTIONS)[1]
+    assert not rows[..., 30:].any() and rows[..., :30].all()
 
 
 @pytest.mark.parametrize("case", ["deberta-v2 buckets", "deberta-v2 shared"])
