@@ -197,20 +197,23 @@ def prediction_patterns(logits, labels, threshold=None, shift=0.0):
     something holds, CRK if every true relation scores higher than every false one, else IRK. No
     limit on the number of relations predicted.
     """
+    ranked = ranked_right(logits, labels)
     scores, labels = np.asarray(logits), np.asarray(labels)[:, 1:] > 0
     threshold = scores[:, :1] if threshold is None else threshold
     scores = scores[:, 1:]
     predicted = scores - threshold > shift  # the rule of losses.decode
     holds, found = labels.any(1), predicted.any(1)
+    cases = [found & (predicted == labels).all(1), ~found & ~holds, found, ranked]
+    return np.select(cases, range(4), default=4)
+
+
+def ranked_right(logits, labels):
+    """Whether every true relation of a pair scores higher than every false one, [pairs]; class 0
+    does not count. logits, labels: [pairs, classes] arrays."""
+    scores, labels = np.asarray(logits)[:, 1:], np.asarray(labels)[:, 1:] > 0
     lowest_true = np.where(labels, scores, np.inf).min(1)
     highest_false = np.where(labels, -np.inf, scores).max(1)
-    cases = [
-        found & (predicted == labels).all(1),
-        ~found & ~holds,
-        found,
-        lowest_true > highest_false,
-    ]
-    return np.select(cases, range(4), default=4)
+    return lowest_true > highest_false
 
 
 SHARES = "F/(T+F)", "FN/F", "FN_CRK/FN"

@@ -43,6 +43,7 @@ from engine.checkpoint import (
 )
 from engine.data import Data
 from engine.fusion import facts_of, fuse_documents, fused_predictions
+from engine.margins import write_margins
 from engine.options import (
     COMPARED,
     FREE_TO_CHANGE,
@@ -314,7 +315,7 @@ def clear_folder(folder):
     resume.remove_states(folder)
     names = "results.json metrics.jsonl predictions.json patterns.json model.safetensors README.md "
     names += "config.json rel2id.json dev_logits.npz test_logits.npz dev_tuned.json "
-    names += "test_tuned.json dev_fused.json test_fused.json"
+    names += "test_tuned.json dev_fused.json test_fused.json dev_margins.xz test_margins.xz"
     for name in names.split():
         (folder / name).unlink(missing_ok=True)
 
@@ -391,6 +392,10 @@ def report(run, best, outputs):
     if folder:
         patterns = {split: run.patterns(split, *given[:2]) for split, given in outputs.items()}
         write_json(folder / "patterns.json", patterns, indent=0)
+        for split, (logits, labels, _) in outputs.items():
+            above = (logits - threshold_of(logits, args.loss_type)).numpy()
+            right = evaluation.ranked_right(logits.numpy(), labels.numpy())
+            write_margins(folder / f"{split}_margins.xz", above, labels.numpy(), right)
     if folder and args.save_logits:
         for split, (logits, labels, _) in outputs.items():
             threshold = threshold_of(logits, args.loss_type)

@@ -2,11 +2,11 @@
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engine import distributed
-from inputs.files import InputError, remove_unfinished
+from inputs.files import InputError, reason_of, remove_unfinished
 
 LOCK = ".lock"
 
@@ -21,23 +21,33 @@ def locked(folder):
     if not folder or not distributed.is_first():
         yield
         return
+    path = Path(folder) / LOCK
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(0, "not writable")
-        lock = open(Path(folder) / LOCK, "w")
+        lock = _lock(path)
+    except BlockingIOError:
+        raise InputError(
+            f"--output_dir {folder}: another run is at work in it; give this one a folder of its "
+            "own"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: no name of a folder
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--output_dir {folder}: {reason}") from None
+        raise InputError(f"--output_dir {folder}: {reason_of(error)}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"--output_dir {folder}: another run is at work in it; give this one a folder of "
-                "its own"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
         remove_unfinished(folder)
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock(path):
+    """The file at this path, open and locked. Raises BlockingIOError if another process has it."""
+    while True:
+        lock = open(path, "w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileNotFoundError):  # its last owner removed it between open and lock
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock
+        lock.close()
