@@ -81,6 +81,17 @@ def test_half_a_character_is_written(tmp_path):
     assert networkx.read_graphml(tmp_path / "graphml").number_of_nodes() == 2
 
 
+def test_carriage_returns_are_kept_and_formulas_are_text(tmp_path):
+    end = {"entity": 0, "name": "a\rb", "mentions": [{"type": "c\rd"}]}
+    fact = {"head": end, "tail": end | {"entity": 1, "name": "-1"}, "relation": "@r", "name": "+n"}
+    record = {"title": "=1+1", "relations": [fact | {"score": -1.5, "evidence": [0, 2]}]}
+    row = list(csv.reader(io.StringIO(written("csv", [record]), newline="")))[1]
+    assert row == ["'=1+1", "0", "a\rb", "'@r", "'+n", "1", "'-1", "-1.5", "0 2"]
+    predict.write_output([record], tmp_path / "graph", "graphml")
+    node = networkx.read_graphml(tmp_path / "graph").nodes["0:0"]
+    assert (node["name"], node["type"]) == ("a\rb", "c\rd")
+
+
 def test_every_format_through_the_command(folder, tmp_path):
     document = make_document(random.Random(0), 4)
     (tmp_path / "in.json").write_text(json.dumps([document]))

@@ -43,18 +43,23 @@ COLUMNS = "title head head_name relation name tail tail_name score evidence".spl
 
 def write_csv(records, file):
     """A line for every relation; evidence: numbers of sentences with blanks between."""
-    table = csv.writer(file, lineterminator="\n")
+    # Texts are quoted: below Python 3.13 csv leaves a lone carriage return bare, where readers
+    # begin a new line.
+    table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     table.writerow(COLUMNS)
     for record in records:
         for x in record["relations"]:
             head, tail = x["head"], x["tail"]
             evidence = " ".join(map(str, x["evidence"]))
-            table.writerow(
-                [
-                    *(record["title"], head["entity"], head["name"], x["relation"], x["name"]),
-                    *(tail["entity"], tail["name"], x["score"], evidence),
-                ]
-            )
+            cells = [record["title"], head["entity"], head["name"], x["relation"], x["name"]]
+            cells += [tail["entity"], tail["name"], x["score"], evidence]
+            table.writerow([_no_formula(cell) for cell in cells])
+
+
+def _no_formula(cell):
+    """A text that a spreadsheet would run as a formula gets an apostrophe, as is usual."""
+    starts = isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r"))
+    return f"'{cell}" if starts else cell
 
 
 NODE = {"name": "string", "type": "string", "document": "string"}
@@ -101,6 +106,7 @@ def _element(file, kind, attributes, values):
     for name, value in values.items():
         text = NOT_XML.sub("\ufffd", str(value))
         text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        text = text.replace("\r", "&#13;")  # a bare one is read as a line feed
         file.write(f'<data key="{kind}-{name}">{text}</data>')
     file.write(f"</{kind}>\n")
 
