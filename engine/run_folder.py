@@ -21,7 +21,7 @@ def locked(folder):
     if not folder or not distributed.is_first():
         yield
         return
-    path = Path(folder) / LOCK
+    path, is_new = Path(folder) / LOCK, not os.path.isdir(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -40,13 +40,22 @@ def locked(folder):
             yield
         finally:
             path.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):
+                    path.parent.rmdir()  # nothing was written, so a bad flag leaves nothing
 
 
 def _lock(path):
     """The file at this path, open and locked. Raises BlockingIOError if another process has it."""
     while True:
         lock = open(path, "w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise
+        except OSError:
+            return lock  # a file system without locks
         with suppress(FileNotFoundError):  # its last owner removed it between open and lock
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
                 return lock
