@@ -55,7 +55,9 @@ def best_evidence_threshold(predicted, features, rel2id, shares, gold):
         found += shares[i][row].tolist()
         right += [sentence in evidence for sentence in range(shares[i].shape[1])]
     total = sum(len(set(sentences)) for sentences in gold.values())
-    return best_shift(np.array(found)[:, None], np.array(right)[:, None], total)
+    # In the precision in which it is applied: a finer middle would be rounded to a share.
+    found = np.array(found, dtype=np.float32)
+    return best_shift(found[:, None], np.array(right)[:, None], total)
 
 
 def best_fusion_threshold(fused, gold):

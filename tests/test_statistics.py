@@ -13,7 +13,7 @@ from test_evaluation import f1_of
 import report
 import train
 from engine.prediction import to_official
-from engine.thresholds import best_shift, shift_curve
+from engine.thresholds import best_evidence_threshold, best_shift, shift_curve
 from evaluation import evaluate, gold_facts
 from inputs.files import InputError, relation_ids
 from losses import decode, margins
@@ -146,6 +146,20 @@ def test_shift_between_neighbouring_numbers_and_of_nothing():
         assert one <= shift < more and isinstance(shift, float)
     assert best_shift(np.full((3, 4), -np.inf), np.zeros((3, 4)), 5) == 0
     assert best_shift(np.zeros((0, 4)), np.zeros((0, 4)), 0) == 0
+
+
+def test_the_evidence_threshold_parts_neighbouring_shares():
+    feature = {"title": "a", "entity_pos": [[], []]}
+    predicted = torch.tensor([[0, 1], [1, 0]])  # a relation of the first of two pairs
+    gold, low = {("a", 0, 1, "r"): {1}}, torch.tensor(0.3)
+    for _ in range(2):  # their middle is rounded up in one case, down in the other
+        high = torch.nextafter(low, torch.tensor(1.0))
+        shares = [torch.stack([low, high]).expand(2, 2)]
+        options = [feature], {"Na": 0, "r": 1}, shares
+        threshold = best_evidence_threshold(predicted, *options, gold)
+        (fact,) = to_official(predicted, *options, threshold)
+        assert fact["evidence"] == [1]
+        low = high
 
 
 def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path):
