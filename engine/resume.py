@@ -33,9 +33,11 @@ def load_state(folder):
     for path in state_files(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not state.keys() >= {"progress", "settings"}:
+                raise ValueError("it has no progress or no settings")
         except OSError as error:  # the disk's fault, so keep the file
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except Exception as error:  # whatever torch raises on a cut or foreign file
+        except Exception as error:  # also whatever torch raises on a cut or foreign file
             reason = printable(reason_of(error), 100)
             print(f"{path}: not a state ({reason}); trying the one before", file=sys.stderr)
             broken.append(path)

@@ -206,6 +206,8 @@ def test_a_disk_that_does_not_answer_ends_the_run(stopped, monkeypatch):
 def test_a_broken_newer_state_takes_no_place(stopped):
     folder, _ = stopped
     (folder / "state-00000500.pt").write_bytes(b"")
+    torch.save({"x": 1}, folder / "state-00000501.pt")
+    torch.save([1], folder / "state-00000502.pt")
     assert resume.load_state(folder)["progress"]["step"] == 6
     resume.save_state(folder, 7, {"progress": {"step": 7}})
     names = [path.name for path in resume.state_files(folder)]
