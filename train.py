@@ -443,6 +443,8 @@ def is_finished(args):
         if of_run and path.is_file():
             saved[f"{split} data"], now[f"{split} data"] = of_run["sha256"], sha256_of(path)
     resume.check_settings(saved, now, folder)
+    if relation_ids(args.rel2id) != relation_ids(folder / "config.json"):
+        raise InputError(f"--rel2id: {args.rel2id} has other relations than the run in {folder}")
     resume.remove_states(folder)  # killed before it removed them
     print(f"finished before: {folder}")
     return True

@@ -308,6 +308,11 @@ def test_a_finished_run_stays_as_it_is(demo, whole, tmp_path, capsys):
     (other / "dev_revised.json").write_text(json.dumps(read(demo / "dev_revised.json")[:3]))
     with pytest.raises(InputError, match="--resume: the run in .* with dev data '"):
         train.main([*flags(demo, whole), "--resume", "--data_dir", str(other)])
+    relations = read(ROOT / "meta/rel2id.json")
+    relations |= {"P17": relations["P19"], "P19": relations["P17"]}
+    (tmp_path / "changed.json").write_text(json.dumps(relations))
+    with pytest.raises(InputError, match="--rel2id: .* has other relations than the run in"):
+        train.main([*flags(demo, whole), "--resume", "--rel2id", str(tmp_path / "changed.json")])
     assert (whole / "results.json").stat().st_mtime_ns == before
 
 
