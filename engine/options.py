@@ -19,7 +19,15 @@ import torch
 from backbones import BACKBONES
 from engine import distributed
 from engine.resume import state_files
-from inputs.files import META_DIR, InputError, OneLineParser, read_json, reason_of, relation_ids
+from inputs.files import (
+    META_DIR,
+    InputError,
+    OneLineParser,
+    is_text,
+    read_json,
+    reason_of,
+    relation_ids,
+)
 from losses import LOSSES
 from model import DocREConfig
 
@@ -306,6 +314,8 @@ def check_args(args):
     """Raises InputError for values that no run can have; fills in those that follow from others."""
     for name in FLAGS:
         check_value(name, getattr(args, name), f"--{name}")
+        if not is_text(str(getattr(args, name))):  # no results.json could hold it
+            raise InputError(f"--{name}: {getattr(args, name)} is not UTF-8")
     if args.emb_size % 64:
         raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
     num_class = len(relation_ids(args.rel2id))
