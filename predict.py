@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from encoders.loading import load_tokenizer
 from engine.checkpoint import fetch, load_model
-from engine.extractor import RelationExtractor
+from engine.extractor import RelationExtractor, check_options
 from engine.options import pick_device
 from inputs.documents import check_title, document_name
 from inputs.files import (
@@ -95,10 +95,8 @@ def parse_args(argv=None):
     add("--threshold_shift", type=float, default=0.0, help="what train.py --tune_threshold found")
     add("--fusion", action="store_true", help="also predict the pairs' evidence alone")
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size: {args.batch_size} is less than 1")
-    if args.max_seq_length is not None and args.max_seq_length < 3:  # [CLS], a word, [SEP]
-        raise InputError(f"--max_seq_length: {args.max_seq_length} is less than 3")
+    limited = args.batch_size, args.max_seq_length, args.evidence_threshold
+    check_options(*limited, args.threshold_shift, args.fusion)
     if args.output is None and not args.html:
         args.output = "-"
     if args.output not in (None, "-"):

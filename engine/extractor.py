@@ -24,6 +24,20 @@ SHOWN_SENTENCES = 3
 MENTION_FIELDS = "name", "type", "sent_id", "pos", "start", "end"
 
 
+def check_options(batch_size, max_seq_length, evidence_threshold, threshold_shift, fusion):
+    """Raises InputError, by the name of predict.py's flag, for what no model can do."""
+    if batch_size < 1:
+        raise InputError(f"--batch_size: {batch_size} is less than 1")
+    if max_seq_length is not None and max_seq_length < 3:  # [CLS], a word, [SEP]
+        raise InputError(f"--max_seq_length: {max_seq_length} is less than 3")
+    if evidence_threshold is not None and not 0 <= evidence_threshold <= 1:
+        raise InputError(f"--evidence_threshold: {evidence_threshold} is not in [0, 1]")
+    if not math.isfinite(threshold_shift):
+        raise InputError(f"--threshold_shift: {threshold_shift} is not a number")
+    if fusion and threshold_shift:
+        raise InputError("--threshold_shift: not with --fusion, whose threshold is its own")
+
+
 class RelationExtractor:
     """Documents -> relations, with a model and its tokenizer.
 
@@ -47,6 +61,7 @@ class RelationExtractor:
         threshold_shift=0.0,
         fusion=False,
     ):
+        check_options(batch_size, max_seq_length, evidence_threshold, threshold_shift, fusion)
         config, encoder = model.config, model.model.config
         self.rel2id = config.label2id
         self.device, precision = pick_device(device, precision)
@@ -57,14 +72,6 @@ class RelationExtractor:
         self.evidence_threshold = evidence_threshold
         if evidence_threshold is None:
             self.evidence_threshold = config.evidence_threshold
-        if not 0 <= self.evidence_threshold <= 1:
-            raise InputError(f"--evidence_threshold: {self.evidence_threshold} is not in [0, 1]")
-        if batch_size < 1:
-            raise InputError(f"--batch_size: {batch_size} is less than 1")
-        if not math.isfinite(threshold_shift):
-            raise InputError(f"--threshold_shift: {threshold_shift} is not a number")
-        if fusion and threshold_shift:
-            raise InputError("--threshold_shift: not with --fusion, whose threshold is its own")
         self.batch_size, self.threshold_shift, self.fusion = batch_size, threshold_shift, fusion
         if fusion and config.fusion_threshold is None:
             raise InputError(

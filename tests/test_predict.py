@@ -377,6 +377,12 @@ def test_bad_flags_end_with_one_line_and_code_2(folder, tmp_path, name, monkeypa
     assert output.err.startswith(f"error: {message}") and output.err.count("\n") == 1
 
 
+def test_length_has_the_flags_limits(extractor):
+    for length in (-5, 0, 2):
+        with pytest.raises(InputError, match=f"^--max_seq_length: {length} is less than 3$"):
+            RelationExtractor(extractor.model, extractor.tokenizer, max_seq_length=length)
+
+
 def test_evidence_threshold_is_a_share(extractor):
     with pytest.raises(InputError, match=r"--evidence_threshold: -0.1 is not in \[0, 1\]"):
         RelationExtractor(extractor.model, extractor.tokenizer, "cpu", evidence_threshold=-0.1)
