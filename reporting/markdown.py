@@ -10,7 +10,11 @@ from inputs.files import printable
 
 def plain(text):
     """Text that Markdown shows as it is: one line, no markup, no border of a table."""
-    return re.sub(r"([\\`*\[\]<>|&$])", r"\\\1", printable(text))
+    text = re.sub(r"([\\`*\[\]<>|&$~])", r"\\\1", printable(text).strip())
+    # Between letters or digits Markdown leaves _ alone.
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+    # At the start these are a heading, a list or a line across the page.
+    return re.sub(r"^(\d*)([#+.)-]+)(?= |$)", r"\1\\\2", text)
 
 
 def bullets(texts):

@@ -13,6 +13,7 @@ from test_evaluation import f1_of, slow_pattern
 import report
 from evaluation import SHARES, evaluate
 from inputs.documents import read_documents
+from reporting.markdown import plain
 from reporting.statistics import COMPARED_SCORES, document_counts, scores_of_counts
 from reporting.tables import data_tables, document_sizes
 
@@ -234,3 +235,11 @@ def test_shifted_and_fused_scores_are_compared_too(made, data):
         fused = 100 * results["fusion"]["test"][name]
         assert cells[f"{column}, fused"]["mean"] == pytest.approx(fused)
     assert [x["backbone"] for x in table["rows"]] == ["atlop", "dreeam", taught]
+
+
+def test_names_are_no_markup():
+    names = "_a_", "__b__", "~~c~~", "# x", " ## x", "1. x", "2) x", "+ x", "- x", "> x", "---"
+    shown = r"\_a\_ \_\_b\_\_ \~\~c\~\~ \# x \## x 1\. x 2\) x \+ x \- x \> x \---"
+    assert " ".join(map(plain, names)) == shown
+    for name in ("model_name_or_path", "+1.23", "-0.50", "58.00", "#1", "--margin 5"):
+        assert plain(name) == name
