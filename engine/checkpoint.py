@@ -11,14 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from encoders.loading import UNUSED, check_encoder
 from engine.options import load_config
-from inputs.files import InputError, reason_of, write_atomically
+from inputs.files import InputError, read_json, reason_of, write_atomically
 from model import DocREModel
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files, which transformers writes
 PACKED = "model.int8.safetensors"  # see pack; of another name, for transformers cannot read it
 SCALE = "_scale"
 # Of what the hub has of a run, the model and its tokenizer.
-FILES = ["config.json", WEIGHTS, PACKED, "*token*", "vocab*", "merges.txt", "*.model"]
+FILES = ["config.json", "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "*.model"]
 
 
 def fetch(name, **options):
@@ -85,9 +86,9 @@ def unpack(state):
 
 
 def weights_of(folder):
-    """The weights file of a run folder, packed or not."""
-    whole, packed = folder / WEIGHTS, folder / PACKED
-    return packed if packed.exists() and not whole.exists() else whole
+    """The weights file of a run folder, whole, packed or the index of several."""
+    paths = [folder / name for name in (WEIGHTS, PACKED, INDEX)]
+    return next(filter(Path.exists, paths), paths[0])
 
 
 def load_model(folder):
@@ -129,8 +130,10 @@ def _check_runs(model):
 
 
 def load_state(path):
-    """Parameter name -> tensor, of a .safetensors file or a torch file (.pt; read without running
-    any code it may hold). Raises InputError."""
+    """Parameter name -> tensor, of a .safetensors file, the index of several, or a torch file (.pt;
+    read without running any code it may hold). Raises InputError."""
+    if path.name == INDEX:
+        return load_parts(path)
     try:
         if path.suffix == ".safetensors":
             state = unpack(load_file(path))
@@ -149,6 +152,17 @@ def load_state(path):
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     state = {re.sub(r"^bert_model\.", "model.", name): tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if not UNUSED.fullmatch(name)}
+
+
+def load_parts(index):
+    """`load_state` of all files that an index names. Raises InputError."""
+    content, state = read_json(index), {}
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(x, str) for x in files.values()):
+        raise InputError(f"{index}: weight_map: expected an object, parameter name -> file")
+    for name in sorted(set(files.values())):
+        state |= load_state(index.parent / name)
+    return state
 
 
 def sizes_of(state, backbone):
