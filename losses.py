@@ -12,10 +12,16 @@ that could overflow. softplus(-d) = -log(sigmoid(d)) is taken from `logsigmoid`,
 `softplus` turns linear above 20.
 """
 
+import inspect
 from functools import partial
+from typing import Annotated, Literal, get_origin
 
+import msgspec
 import torch
 import torch.nn.functional as F
+
+
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 def _split(logits, labels):
@@ -71,13 +77,13 @@ def hinge_penalty(distance, margin=5.0):
     return -hinge_weight(distance, margin) * F.logsigmoid(distance)
 
 
-def aml_loss(logits, labels, margin=1.0):
+def aml_loss(logits, labels, margin: float = 1.0):
     """Adaptive Margin Loss (Wei and Li, 2022), Eq. 12: sum_R max(0, m - d_r)."""
     logits, positive, _ = _split(logits, labels)
     return hinge_weight(_distance(logits, positive)[:, 1:], margin).sum(1).mean()
 
 
-def afl_loss(logits, labels, gamma=1.0):
+def afl_loss(logits, labels, gamma: float = 1.0):
     """Adaptive Focal Loss (Tan et al., 2022a): -sum_P (1 + p_TH^gamma) log p_r, and Eq. 4.
 
     The probabilities p_r and p_TH are those of the two classes {r, TH}.
@@ -107,7 +113,12 @@ def mean_sat_loss(logits, labels):
     return (mean_over(positive) + mean_over(negative)).mean()
 
 
-def hinge_abl_loss(logits, labels, margin=5.0, hinge_norm="separate"):
+def hinge_abl_loss(
+    logits,
+    labels,
+    margin: float = 5.0,
+    hinge_norm: Literal["separate", "joint"] = "separate",
+):
     """Adaptive Hinge Balance Loss, Eq. 9 and 10: sum_R w_r softplus(-d_r), w_r = max(0, m - d_r).
 
     `hinge_norm="joint"` normalises w by its sum over all relations (Eq. 10 as printed);
@@ -127,7 +138,7 @@ def hinge_abl_loss(logits, labels, margin=5.0, hinge_norm="separate"):
     return (normalised(positive) + normalised(negative)).mean()
 
 
-def pmtem_loss(logits, labels, entropy_weight=(1.0, 1.0)):
+def pmtem_loss(logits, labels, entropy_weight: tuple[NotNegative, NotNegative] = (1.0, 1.0)):
     """Pairwise Moving-threshold loss with Entropy Minimization (PEMSCL; Guo et al., EACL 2023):
     Eq. 7, plus l1 mean_P H(sigmoid(d_r)) + l2 mean_N H(sigmoid(d_r)), H the entropy of a choice
     between two. entropy_weight: (l1, l2).
@@ -146,7 +157,7 @@ def pmtem_loss(logits, labels, entropy_weight=(1.0, 1.0)):
     return loss.mean()
 
 
-def ncrl_loss(logits, labels, ncrl_shift=0.0):
+def ncrl_loss(logits, labels, ncrl_shift: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0):
     """None Class Ranking Loss (Zhou and Lee, IJCAI 2022): -sum_P log sigmoid(d_r)
     - sum_N log min(1, sigmoid(d_r) + shift), and the same for the class "none", which holds where
     nothing else does: its score lies s_TH - mean_R s_r above theirs."""
@@ -165,48 +176,122 @@ def ncrl_loss(logits, labels, ncrl_shift=0.0):
     return (loss - none).mean()
 
 
-def atgl_loss(logits, labels, positive_weight=16.5):
-    """Adaptive Threshold Gradient Loss (ACL 2026): -log p_TH - w sum_P log p_r, p the softmax over
+def atgl_loss(logits, labels, positive_weight: Annotated[float, msgspec.Meta(gt=0)] = 16.5):
+    """Adaptive Threshold Global Loss (ACL 2026): -log p_TH - w sum_P log p_r, p the softmax over
     all classes."""
     logits, positive, _ = _split(logits, labels)
     nll = -logits.log_softmax(1)
     return (nll[:, 0] + positive_weight * (nll * positive).sum(1)).mean()
 
 
-# name -> (function, its options and their defaults). The first seven are the paper's Table 3.
+# The first seven are the paper's Table 3. The further parameters of a function are the options of
+# its loss: each is a flag of train.py, is saved with the model and is named in reports.
 LOSSES = {
-    "ATL": (atl_loss, {}),
-    "balance_softmax": (balanced_softmax_loss, {}),
-    "AML": (aml_loss, {"margin": 1.0}),
-    "AFL": (afl_loss, {"gamma": 1.0}),
-    "SAT": (sat_loss, {}),
-    "MeanSAT": (mean_sat_loss, {}),
-    "HingeABL": (hinge_abl_loss, {"margin": 5.0, "hinge_norm": "separate"}),
-    "PMTEM": (pmtem_loss, {"entropy_weight": (1.0, 1.0)}),
-    "NCRL": (ncrl_loss, {"ncrl_shift": 0.0}),
-    "ATGL": (atgl_loss, {"positive_weight": 16.5}),
+    "ATL": atl_loss,
+    "balance_softmax": balanced_softmax_loss,
+    "AML": aml_loss,
+    "AFL": afl_loss,
+    "SAT": sat_loss,
+    "MeanSAT": mean_sat_loss,
+    "HingeABL": hinge_abl_loss,
+    "PMTEM": pmtem_loss,
+    "NCRL": ncrl_loss,
+    "ATGL": atgl_loss,
 }
 ZERO_THRESHOLD = {"balance_softmax"}  # a relation is predicted where s_r > 0, of others s_r > s_TH
-OPTIONS = sorted({name for _, options in LOSSES.values() for name in options})
+
+
+def options_of(loss_type):
+    """The options of a loss, name -> inspect.Parameter (its type and default)."""
+    parameters = inspect.signature(LOSSES[loss_type]).parameters
+    return dict(list(parameters.items())[2:])
+
+
+def all_options():
+    """Every option that a loss has: name -> {loss: inspect.Parameter}."""
+    found = {}
+    for loss_type in LOSSES:
+        for name, parameter in options_of(loss_type).items():
+            found.setdefault(name, {})[loss_type] = parameter
+    return found
 
 
 def get_loss(loss_type, **options):
     """The loss named `loss_type` as a function (logits, labels) -> scalar.
 
-    options: any of OPTIONS; those that the loss does not have are of no account, and None is its
-    own default (margin: 1 for AML, 5 for HingeABL). Raises ValueError for an unknown `loss_type`
-    or `hinge_norm`, TypeError for an unknown option.
+    options: of any loss; those that this one does not have are of no account, and None is its own
+    default (margin: 1 for AML, 5 for HingeABL). Raises ValueError for an unknown loss or value,
+    TypeError for an option that no loss has.
     """
     if loss_type not in LOSSES:
         raise ValueError(f"loss_type: unknown loss {loss_type!r}, one of {', '.join(LOSSES)}")
-    if options.get("hinge_norm") not in (None, "separate", "joint"):
-        norm = options["hinge_norm"]
-        raise ValueError(f"hinge_norm: {norm!r} is neither 'separate' nor 'joint'")
-    if unknown := options.keys() - OPTIONS:
+    if unknown := options.keys() - all_options():
         raise TypeError(f"no loss has the option {min(unknown)}")
-    function, defaults = LOSSES[loss_type]
-    given = {name: x for name, x in options.items() if name in defaults and x is not None}
-    return partial(function, **defaults | given)
+    own, given = options_of(loss_type), {}
+    for name, value in options.items():
+        if name in own and value is not None:
+            try:
+                given[name] = msgspec.convert(value, own[name].annotation)
+            except msgspec.ValidationError as error:
+                raise ValueError(f"{name}: {value!r}: {error}") from None
+    return partial(LOSSES[loss_type], **given)
+
+
+# --- The notation of scripts and reports, e.g. HingeABL:joint:m3 -------------------------------
+
+
+def loss_label(loss_type, options):
+    """The loss with the options that are not its defaults. options: name -> value, None: the
+    default; others' are of no account.
+
+    A choice stands as it is (joint), a number behind the first letter of the last word of its
+    option: m of margin, g of gamma, s of ncrl_shift, w of positive_weight.
+    """
+    label = loss_type
+    for name, parameter in reversed(options_of(loss_type).items()):
+        value = options.get(name)
+        if isinstance(value, list):  # as JSON has it
+            value = tuple(value)
+        if value not in (None, parameter.default):
+            label += f":{_letter(name, parameter)}{_shown(value)}"
+    return label
+
+
+def read_label(label):
+    """A label back to (loss, options that it names, name -> value). Raises ValueError."""
+    loss_type, *parts = label.split(":")
+    if loss_type not in LOSSES:
+        raise ValueError(f"{label} is unknown, it is none of {', '.join(LOSSES)}")
+    options = {}
+    for part in parts:
+        for name, parameter in options_of(loss_type).items():
+            letter = _letter(name, parameter)
+            values = part.removeprefix(letter).split(",")
+            try:
+                is_tuple = get_origin(parameter.annotation) is tuple
+                value = values if is_tuple else ",".join(values)
+                value = msgspec.convert(value, parameter.annotation, strict=False)
+            except msgspec.ValidationError:
+                continue
+            if part.startswith(letter):
+                options[name] = value
+                break
+        else:
+            known = [f":{_letter(*x)}{_shown(x[1].default)}" for x in options_of(loss_type).items()]
+            raise ValueError(
+                f"{label}: :{part} is unknown; {loss_type} has {', '.join(known) or 'no option'}"
+            )
+    return loss_type, options
+
+
+def _letter(name, parameter):
+    return "" if get_origin(parameter.annotation) is Literal else name.split("_")[-1][0]
+
+
+def _shown(value):
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def evidence_loss(shares, counts):

@@ -31,7 +31,7 @@ class DocREConfig(PretrainedConfig):
     max_seq_length   tokens; longer documents are cut
     emb_size         width of the head and tail representations, a multiple of block_size, the width
                      of the bilinear layer's blocks
-    max_height, unet_in_dim, unet_out_dim, down_dim   of DocuNet, see backbones/docunet.py
+    sizes of the backbone alone (DocREModel.sizes) are kept under their own names, too
     label2id         property -> class id, 0 the threshold class; default: meta/rel2id.json
     """
 
@@ -49,10 +49,6 @@ class DocREConfig(PretrainedConfig):
         max_seq_length=1024,
         emb_size=768,
         block_size=64,
-        max_height=42,
-        unet_in_dim=3,
-        unet_out_dim=256,
-        down_dim=256,
         label2id=None,
         **more,
     ):
@@ -69,10 +65,6 @@ class DocREConfig(PretrainedConfig):
         self.max_seq_length = max_seq_length
         self.emb_size = emb_size
         self.block_size = block_size
-        self.max_height = max_height
-        self.unet_in_dim = unet_in_dim
-        self.unet_out_dim = unet_out_dim
-        self.down_dim = down_dim
         label2id = relation_ids() if label2id is None else label2id
         more["id2label"] = {number: name for name, number in label2id.items()}
         super().__init__(label2id=label2id, **more)
@@ -90,6 +82,11 @@ class DocREModel(PreTrainedModel):
     base_model_prefix = "model"
     backbones = {}  # name -> subclass; each enters itself
     own_loss = "ATL"  # what the backbone's paper trains it with
+    # What the backbone alone has, flags of train.py: sizes, name -> (type, default, help), which are
+    # saved with the model; learning rates, name -> (default, help, the modules that have it).
+    sizes = {}
+    learning_rates = {}
+    pair_layer = "bilinear"  # of the grouped bilinear form
     num_layers = 1  # of the encoder, the last ones, whose output and attention are averaged
     eps = 1e-5  # of a pair's attention: q / (sum of q + eps)
     cpu_kernels = True
@@ -106,7 +103,7 @@ class DocREModel(PreTrainedModel):
         return super().__new__(cls)
 
     def __init__(self, config, encoder=None, context_size=None):
-        super().__init__(config)
+        super().__init__(self.with_sizes(config))
         if config.emb_size % config.block_size:
             raise ValueError(
                 f"emb_size {config.emb_size} is not a multiple of block_size {config.block_size}"
@@ -117,8 +114,27 @@ class DocREModel(PreTrainedModel):
         self.head_extractor = nn.Linear(inputs, config.emb_size)
         self.tail_extractor = nn.Linear(inputs, config.emb_size)
 
+    @classmethod
+    def with_sizes(cls, config):
+        """The configuration, with the default of each of the backbone's sizes that it lacks."""
+        for name, (_, default, _) in cls.sizes.items():
+            setattr(config, name, getattr(config, name, default))
+        return config
+
+    @classmethod
+    def sizes_of(cls, state):
+        """The sizes that a checkpoint's model was made with, name -> number. state: parameter name
+        -> tensor. Raises KeyError and the like for the parameters of another backbone."""
+        emb_size = len(state["head_extractor.bias"])
+        columns = state[f"{cls.pair_layer}.weight"].shape[1]
+        return {"emb_size": emb_size, "block_size": columns // emb_size}
+
+    def check_processes(self, device, most_entities):
+        """Raises InputError unless it can be trained in several processes on this device, on
+        documents of at most so many entities."""
+
     def init_weights(self):
-        """Nothing: new layers are as torch makes them, the encoder as transformers does."""
+        """No-op: keeps PyTorch's default initialisation of the new layers."""
 
     def forward(
         self,

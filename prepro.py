@@ -1,12 +1,9 @@
 """Documents -> features: token ids with entity markers, as ATLOP has them."""
 
 from collections import Counter
-from collections.abc import Sequence
 from functools import lru_cache
 
-import msgspec
 import numpy as np
-from typing_extensions import TypedDict
 
 from inputs.documents import read_documents, without_collector
 from inputs.files import InputError, relation_ids
@@ -127,49 +124,6 @@ def _mark_entities(document, pieces, marker):
     ]
     sentence_bounds = [words[0] for words in offset] + [len(tokens)]
     return tokens, entity_pos, sentence_bounds
-
-
-class Feature(TypedDict, total=False):
-    """As msgpack gives it back; the arrays are made of lists."""
-
-    title: str
-    input_ids: list[int]
-    entity_pos: list[list[tuple[int, int]]]
-    sentence_bounds: list[int]
-    evidence: list[tuple[int, int, int]]
-    triples: list[list[int]]
-    pairs: list[list[int]]
-
-
-class Features(Sequence):
-    """The features of many documents (see docred_features) as msgpack, 1.4 KB a document.
-
-    features: an iterable of any length, of which nothing else is kept. lengths, num_entities,
-    num_pairs (that are classified), num_related (of these, with a relation), num_evidence
-    (sentences named) and largest (token id): [N], of each document.
-    """
-
-    def __init__(self, features):
-        self.records, counts, encoder = [], [], msgspec.msgpack.Encoder(enc_hook=np.ndarray.tolist)
-        self.decoder = msgspec.msgpack.Decoder(Feature)
-        for feature in features:
-            ids, related = feature["input_ids"], np.unique(feature["triples"][:, :2], axis=0)
-            sizes = map(len, (ids, feature["entity_pos"], pairs_of(feature), related))
-            counts.append((*sizes, len(feature["evidence"]), max(ids)))
-            self.records.append(encoder.encode(feature))
-        columns = np.array(counts, dtype=np.int64).reshape(-1, 6).T
-        self.lengths, self.num_entities, self.num_pairs, *more = columns
-        self.num_related, self.num_evidence, self.largest = more
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, i):
-        feature = self.decoder.decode(self.records[i])
-        feature["triples"] = np.array(feature["triples"], dtype=np.int32).reshape(-1, 3)
-        if "pairs" in feature:
-            feature["pairs"] = np.array(feature["pairs"], dtype=np.int64).reshape(-1, 2)
-        return feature
 
 
 def pairs_of(feature):

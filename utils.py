@@ -37,7 +37,7 @@ def autocast(device, precision):
 
 def to_device(batch, device):
     """A batch of `collate` on the device."""
-    if device == "cpu":
+    if torch.device(device).type == "cpu":
         return batch
     # pinned memory lets the copies run behind the step before
     return {

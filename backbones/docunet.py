@@ -1,10 +1,14 @@
 """DocuNet (Zhang et al., IJCAI 2021): the contexts of all pairs as an image, read by a U-Net."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from msgspec import Meta
 from torch import nn
 
 from encoders.rows import at_least_float32, full_precision
+from inputs.files import InputError
 from model import DocREModel, shared_attention
 
 
@@ -17,14 +21,42 @@ class DocuNet(DocREModel, backbone="docunet"):
     """
 
     own_loss = "balance_softmax"
+    sizes = {
+        "max_height": (Annotated[int, Meta(ge=4)], 42, "of DocuNet's images of entity pairs"),
+        "unet_in_dim": (Annotated[int, Meta(ge=1)], 3, "channels of DocuNet's images"),
+        "unet_out_dim": (Annotated[int, Meta(ge=1)], 256, "width of a pair's context in DocuNet"),
+        "down_dim": (Annotated[int, Meta(ge=2)], 256, "channels of DocuNet's first layer"),
+    }
+    learning_rates = {
+        "unet_lr": (4e-4, "of DocuNet's U-Net and its projection", ("liner", "segmentation_net"))
+    }
 
     def __init__(self, config, encoder=None):
-        super().__init__(config, encoder, context_size=config.unet_out_dim)
+        context_size = self.with_sizes(config).unet_out_dim
+        super().__init__(config, encoder, context_size)
         self.bilinear = nn.Linear(config.emb_size * config.block_size, config.num_labels)
         width = self.model.config.hidden_size
         self.liner = nn.Linear(width, config.unet_in_dim)  # the released code's name
         self.segmentation_net = UNet(config.unet_in_dim, config.unet_out_dim, config.down_dim)
         self.post_init()
+
+    @classmethod
+    def sizes_of(cls, state):
+        return super().sizes_of(state) | {
+            "unet_in_dim": len(state["liner.weight"]),
+            "unet_out_dim": len(state["segmentation_net.outc.conv.weight"]),
+            "down_dim": len(state["segmentation_net.inc.conv.double_conv.0.weight"]),
+        }
+
+    def check_processes(self, device, most_entities):
+        # Batch normalisation goes over the documents of all processes.
+        if device == "cpu":
+            raise InputError("--backbone docunet: trains in several processes on GPUs only")
+        if most_entities > self.config.max_height:
+            raise InputError(
+                f"--max_height: {self.config.max_height} is less than the {most_entities} entities "
+                "of a document; training in several processes needs images of one size"
+            )
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
         # liner(q^T H) = q^T (H W^T) + b, so 3 channels are pooled, not d. [B, E, E, 3]

@@ -12,6 +12,7 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
     to each other."""
 
     own_loss = "AFL"
+    pair_layer = "projection"
 
     def __init__(self, config, encoder=None):
         super().__init__(config, encoder)

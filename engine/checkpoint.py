@@ -1,53 +1,21 @@
-"""Models on disk: run folders, and the released codes' checkpoints."""
+"""Weights on disk: of run folders, and the released codes' checkpoints."""
 
 import os
 import re
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from encoders.loading import UNUSED, check_encoder
-from engine.options import load_config
+from backbones import BACKBONES
+from encoders.loading import UNUSED
 from inputs.files import InputError, read_json, reason_of, write_atomically
-from model import DocREModel
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files, which transformers writes
 PACKED = "model.int8.safetensors"  # see pack; of another name, for transformers cannot read it
 SCALE = "_scale"
-# Of what the hub has of a run, the model and its tokenizer.
-FILES = ["config.json", "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "*.model"]
-
-
-def fetch(name, **options):
-    """The run folder that `name` means: a folder, or a model of the hub, downloaded or from its
-    cache; options go to snapshot_download. Raises InputError."""
-    folder = Path(name)
-    if not os.path.isdir(folder):  # False, not an error, of a name with a NUL
-        try:
-            folder = Path(snapshot_download(str(name), allow_patterns=FILES, **options))
-        except Exception as error:  # no network, no such model, no name of a model, ...
-            raise InputError(
-                f"model {name}: no run folder, nor to be had: {reason_of(error)}"
-            ) from None
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model {name}: not a run folder, it has no config.json")
-    return folder
-
-
-def save_config(model, folder):
-    """Writes config.json, as transformers does, but whole or not at all."""
-    text = model.config.to_json_string(use_diff=False)  # also what transformers has as default
-    write_atomically(folder / "config.json", lambda path: path.write_text(text, "utf-8"))
-
-
-def save_weights(model, folder):
-    """Writes model.safetensors, under the released code's parameter names."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_state(folder / WEIGHTS, state)
 
 
 def write_state(path, state):
@@ -91,44 +59,6 @@ def weights_of(folder):
     return next(filter(Path.exists, paths), paths[0])
 
 
-def load_model(folder):
-    """The model of a run folder. Raises InputError, where transformers' from_pretrained raises all
-    kinds of errors, or only warns."""
-    folder = Path(folder)
-    config, weights = load_config(folder), weights_of(folder)
-    state = load_state(weights)
-    try:
-        for name, value in config.encoder.to_dict().items():
-            if "layers" in name and type(value) is int and value > len(state):
-                raise InputError(f"encoder.{name}: {value} is more than {weights} has parameters")
-        check_encoder(config.encoder)
-        # Without memory at first: a wrong number in config.json can ask for more than there is.
-        with torch.device("meta"):
-            check_fit(DocREModel(config), weights, state)
-        model = DocREModel(config)
-        model.load_state_dict(state)  # it fits, as was just seen
-        _check_runs(model)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}" if str(folder) not in str(error) else error) from None
-    except Exception as error:  # models raise all kinds on a wrong configuration
-        raise InputError(f"{folder}/config.json: not a model's configuration: {error!r}") from None
-    return model
-
-
-@torch.no_grad()
-def _check_runs(model):
-    """Raises whatever the model does, given eight tokens and two entities: of a configuration, not
-    everything is looked at before."""
-    ids = torch.zeros(1, 8, dtype=torch.long)
-    places, pairs = torch.tensor([[1, 4]]), torch.tensor([[0, 0, 1], [0, 1, 0]])
-    belongs = torch.eye(2, dtype=torch.bool)[None]
-    was_training = model.training
-    logits = model.eval()(ids, torch.ones_like(ids), places, belongs, torch.tensor([2]), pairs)
-    model.train(was_training)
-    if not logits.isfinite().all():
-        raise ValueError("the scores of a first try are not numbers")
-
-
 def load_state(path):
     """Parameter name -> tensor, of a .safetensors file, the index of several, or a torch file (.pt;
     read without running any code it may hold). Raises InputError."""
@@ -166,23 +96,12 @@ def load_parts(index):
 
 
 def sizes_of(state, backbone):
-    """The sizes that a checkpoint's model of this backbone was made with, as far as they show."""
-
-    def shape(name):
-        return state[name].shape
-
+    """The sizes that a checkpoint's model of this backbone was made with; {} where it is another
+    backbone's, of which `load_weights` says what does not fit."""
     try:
-        sizes = {"emb_size": len(state["head_extractor.bias"])}
-        blocks = "projection.weight" if backbone == "kd_docre" else "bilinear.weight"
-        sizes["block_size"] = shape(blocks)[1] // sizes["emb_size"]
-        if backbone == "docunet":
-            sizes["unet_in_dim"] = shape("liner.weight")[0]
-            sizes["unet_out_dim"] = shape("segmentation_net.outc.conv.weight")[0]
-            sizes["down_dim"] = shape("segmentation_net.inc.conv.double_conv.0.weight")[0]
+        return BACKBONES[backbone].sizes_of(state)
     except (KeyError, IndexError, ZeroDivisionError, TypeError):
-        # Of another backbone; load_weights says what does not fit.
         return {}
-    return sizes
 
 
 def load_weights(model, path, state=None):

@@ -119,7 +119,7 @@ def is_of_connection(error):
     return isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words
 
 
-def share(make):
+def broadcast(make):
     """What make() returns in the first process, in all processes; the others do not call it."""
     if world_size() == 1:
         return make()
@@ -163,7 +163,7 @@ def anywhere(flag):
     return bool(flag)
 
 
-def part_of(items):
+def own_part(items):
     """This process's part of a list: consecutive items, as many as the others have, or one more."""
     bounds = [len(items) * i // world_size() for i in (rank(), rank() + 1)]
     return items[slice(*bounds)]
@@ -183,7 +183,7 @@ def replicate(model):
     )
 
 
-def spread(model):
+def broadcast_weights(model):
     """Gives all processes the first one's weights."""
     if world_size() > 1:
         for tensor in model.state_dict().values():

@@ -1,23 +1,20 @@
 """Documents -> relations, with a trained model: what predict.py, Python and spaCy users call."""
 
 import math
-from functools import partial
 from itertools import islice
 
 import numpy as np
-import torch
 
-from encoders.loading import check_precision, load_tokenizer, transformer_type, window_size
-from engine.checkpoint import fetch, load_model
+from encoders.loading import load_tokenizer
+from engine.device import pick_device
 from engine.fusion import fuse_documents, fused_predictions
-from engine.options import pick_device
-from engine.prediction import batches, logits_of_each
+from engine.inference import Predictor
+from engine.run_folder import fetch, load_model
 from evaluation import PATTERNS, prediction_patterns
 from inputs.files import META_DIR, InputError, read_json
 from inputs.texts import new_documents, sentence_text
 from losses import decode, threshold_of
-from prepro import docred_features
-from utils import autocast, collate, special_tokens, to_device
+from prepro import pairs_of
 
 WINDOW = 16  # batches; so many documents are in memory at once, and sorted by length
 SHOWN_SENTENCES = 3
@@ -62,33 +59,28 @@ class RelationExtractor:
         fusion=False,
     ):
         check_options(batch_size, max_seq_length, evidence_threshold, threshold_shift, fusion)
-        config, encoder = model.config, model.model.config
-        self.rel2id = config.label2id
-        self.device, precision = pick_device(device, precision)
-        self.model = model.to(self.device).eval()
-        self.tokenizer = tokenizer
-        self.loss_type, self.num_labels = config.loss_type, config.labels_per_pair
-        self.max_seq_length = max_seq_length or config.max_seq_length
-        self.evidence_threshold = evidence_threshold
-        if evidence_threshold is None:
-            self.evidence_threshold = config.evidence_threshold
-        self.batch_size, self.threshold_shift, self.fusion = batch_size, threshold_shift, fusion
+        config = model.config
         if fusion and config.fusion_threshold is None:
             raise InputError(
                 "--fusion: the model has no fusion_threshold; train.py --fusion finds it"
             )
+        self.rel2id = config.label2id
+        self.device, precision = pick_device(device, precision)
+        self.max_seq_length = max_seq_length or config.max_seq_length
+        self.predictor = Predictor(
+            model.to(self.device).eval(),
+            tokenizer,
+            max_seq_length=self.max_seq_length,
+            batch_size=batch_size,
+            precision=precision,
+        )
+        self.model, self.batch_size = model, batch_size
+        self.evidence_threshold = evidence_threshold
+        if evidence_threshold is None:
+            self.evidence_threshold = config.evidence_threshold
+        self.threshold_shift, self.fusion = threshold_shift, fusion
         self.property_of = {number: name for name, number in self.rel2id.items()}
         self.names = read_json(META_DIR / "rel_info.json")
-        check_precision(encoder, precision)
-        self.autocast = autocast(self.device, precision)
-        tokens = special_tokens(self.tokenizer, transformer_type(encoder))
-        self.collate = partial(
-            collate,
-            tokens=(*tokens, self.tokenizer.pad_token_id),
-            num_class=len(self.rel2id),
-            size=window_size(encoder),
-            sentences=True,
-        )
         self.num_cut = 0  # documents that were longer than max_seq_length, so far
 
     @classmethod
@@ -136,93 +128,78 @@ class RelationExtractor:
             yield from zip(window, self._predict(window), strict=True)
 
     def _predict(self, documents):
-        features = docred_features(documents, self.tokenizer, self.max_seq_length, self.rel2id)
-        largest = max(max(feature["input_ids"]) for feature in features)
-        if largest >= (vocabulary := self.model.model.config.vocab_size):
-            raise InputError(f"tokenizer: id {largest} is none of the encoder's {vocabulary}")
+        features = self.predictor.features(documents)
         self.num_cut += sum(f["sentence_bounds"][-1] > self.max_seq_length - 2 for f in features)
         records = [None] * len(documents)
-        for chosen in batches(features, self.batch_size):
-            parts = self._predict_batch(*([x[i] for i in chosen] for x in (documents, features)))
-            for i, record in zip(chosen, parts, strict=True):
-                records[i] = record
+        for numbers, outputs in self.predictor.batches(features):
+            chosen = [documents[i] for i in numbers]
+            pairs = [pairs_of(features[i]) for i in numbers]
+            predicted = self._decode(chosen, outputs)
+            for i, *of_document in zip(numbers, chosen, pairs, outputs, predicted, strict=True):
+                records[i] = self._record(*of_document)
         return records
 
-    @torch.no_grad()
-    def _predict_batch(self, documents, features):
-        batch = to_device(self.collate(features), self.device)
-        labels, pairs = batch.pop("labels"), batch["pairs"]
-        with self.autocast():
-            logits, shares = self.model(**batch)
-        predicted = decode(logits, self.loss_type, self.num_labels, self.threshold_shift) > 0
+    def _decode(self, documents, outputs):
+        """What is predicted of each document, multi-hot [P, classes]."""
+        config = self.model.config
         if self.fusion:
-            predicted = self._fuse(documents, logits.cpu(), shares.cpu(), pairs).to(self.device)
-        threshold = threshold_of(logits, self.loss_type)
+            options = config.loss_type, self.evidence_threshold, self.predictor.logits
+            fused, _ = fuse_documents(documents, outputs, *options)
+            predicted = fused_predictions(
+                fused, documents, config.num_labels, config.fusion_threshold
+            )
+            return predicted.split([len(output.logits) for output in outputs])
+        options = config.loss_type, config.labels_per_pair, self.threshold_shift
+        return [decode(output.logits, *options) > 0 for output in outputs]
+
+    def _record(self, document, pairs, output, predicted):
+        """The record of one document; pairs [P, 2], predicted [P, classes]."""
+        logits, labels, attention = output
         facts = (predicted | labels)[:, 1:].nonzero()  # [K, 2]: pair, class - 1
-        weights = shares[facts[:, 0]].cpu().numpy()  # [K, S]
-        scores = (logits - threshold).cpu().numpy()
-        labels, pairs, predicted = (x.cpu().numpy() for x in (labels, pairs, predicted))
+        scores = (logits - threshold_of(logits, self.model.config.loss_type)).numpy()
+        attention, labels, predicted = attention.numpy(), labels.numpy(), predicted.numpy()
         patterns = prediction_patterns(scores, labels, self.threshold_shift)
         if self.fusion:  # which decides otherwise than the scores of the document alone
             missed = prediction_patterns(scores, labels, np.inf)
-            patterns = np.where(predicted.any(1), PATTERNS.index("FP"), missed)
-        records = [_empty_record(document) for document in documents]
-        for (row, number), weight in zip(facts.tolist(), weights, strict=True):
+            patterns = np.where(predicted[:, 1:].any(1), PATTERNS.index("FP"), missed)
+        record = {"title": document["title"], "relations": []}
+        if "labels" in document:
+            record["missed"] = []
+        for row, number in facts.tolist():
             number += 1
-            name = self.property_of[number]
-            doc, head, tail = pairs[row].tolist()
-            document = documents[doc]
+            name, (head, tail) = self.property_of[number], pairs[row].tolist()
+            of_pair = attention[row]
             relation = {
                 "head": _entity(document, head),
                 "tail": _entity(document, tail),
                 "relation": name,
                 "name": self.names.get(name, name),
                 "score": round(float(scores[row, number]), 4),
-                "evidence": np.flatnonzero(weight > self.evidence_threshold).tolist(),
-                "sentences": _attended_sentences(document, weight),
+                "evidence": np.flatnonzero(of_pair > self.evidence_threshold).tolist(),
+                "sentences": _attended_sentences(document, of_pair),
             }
             if not predicted[row, number]:
                 relation["pattern"] = PATTERNS[patterns[row]]
-                records[doc]["missed"].append(relation)
+                record["missed"].append(relation)
                 continue
             if "labels" in document:
                 relation["correct"] = bool(labels[row, number])
-            records[doc]["relations"].append(relation)
-        return records
-
-    def _fuse(self, documents, logits, shares, pairs):
-        """What fusion predicts of these documents: multi-hot, [P, classes]."""
-        counts = pairs[:, 0].bincount(minlength=len(documents)).tolist()
-        options = self.loss_type, self.evidence_threshold, self._logits_of
-        fused, _ = fuse_documents(documents, logits, shares.split(counts), *options)
-        threshold = self.model.config.fusion_threshold
-        return fused_predictions(fused, documents, logits.shape[1], threshold)
-
-    def _logits_of(self, documents):
-        """Logits of each of any documents, a list."""
-        features = docred_features(documents, self.tokenizer, self.max_seq_length, self.rel2id)
-        make = partial(self.collate, sentences=False)
-        options = make, self.device, self.batch_size, self.autocast
-        return logits_of_each(self.model, features, *options)
+            record["relations"].append(relation)
+        return record
 
 
-def _empty_record(document):
-    record = {"title": document["title"], "relations": []}
-    return record | {"missed": []} if "labels" in document else record
-
-
-def _entity(document, place):
-    mentions = document["vertexSet"][place]
+def _entity(document, number):
+    mentions = document["vertexSet"][number]
     mentions = [{name: x[name] for name in MENTION_FIELDS if name in x} for x in mentions]
-    return {"entity": place, "name": mentions[0]["name"], "mentions": mentions}
+    return {"entity": number, "name": mentions[0]["name"], "mentions": mentions}
 
 
-def _attended_sentences(document, shares):
-    """The sentences with most of a pair's attention; shares [S]: of every sentence."""
-    shares = np.round(shares.astype(np.float64), 4)
-    order = np.argsort(-shares, kind="stable")[:SHOWN_SENTENCES].tolist()
+def _attended_sentences(document, attention):
+    """The sentences with most of a pair's attention [S]."""
+    attention = np.round(attention.astype(np.float64), 4)
+    order = np.argsort(-attention, kind="stable")[:SHOWN_SENTENCES].tolist()
     return [
-        {"sentence": i, "weight": float(shares[i]), "text": sentence_text(document, i)}
+        {"sentence": i, "weight": float(attention[i]), "text": sentence_text(document, i)}
         for i in order
-        if shares[i] > 0
+        if attention[i] > 0
     ]

@@ -19,30 +19,29 @@ ALONE = -10.0  # added to the score of what only the document, or only its pseud
 Fused = namedtuple("Fused", "certain uncertain")  # triples; triple -> score
 
 
-def pseudo_documents(document, pairs, shares, threshold):
+def pseudo_documents(document, pairs, sentence_attention, threshold):
     """The parts of a document that are its pairs' evidence: a list of (pseudo document, entities of
     `document` that are its own), each distinct set of sentences once.
 
-    pairs [P, 2]; shares [P, S]: of each pair's attention on every sentence, evidence above the
-    threshold. Where no mention of the head (tail) is in it, the first sentence that has one is
+    pairs [P, 2]; sentence_attention [P, S]: a sentence above the threshold is evidence. Where no mention of the head (tail) is in it, the first sentence that has one is
     added. A pair without evidence has no pseudo document.
     """
     where = [sorted({m["sent_id"] for m in mentions}) for mentions in document["vertexSet"]]
     chosen = {}
-    for pair, above in zip(pairs.tolist(), np.asarray(shares) > threshold, strict=True):
+    for pair, above in zip(pairs.tolist(), np.asarray(sentence_attention) > threshold, strict=True):
         sentences = set(np.flatnonzero(above).tolist())
         if sentences:
             sentences |= {where[e][0] for e in pair if sentences.isdisjoint(where[e])}
             chosen[tuple(sorted(sentences))] = None
-    return [part_of(document, sentences) for sentences in chosen]
+    return [pseudo_document(document, sentences) for sentences in chosen]
 
 
-def part_of(document, sentences):
+def pseudo_document(document, sentences):
     """The document's sentences of these numbers, and its entities that they mention."""
-    place = {number: i for i, number in enumerate(sentences)}
+    index = {number: i for i, number in enumerate(sentences)}
     entities, mentions = [], []
     for e, of_entity in enumerate(document["vertexSet"]):
-        kept = [m | {"sent_id": place[m["sent_id"]]} for m in of_entity if m["sent_id"] in place]
+        kept = [m | {"sent_id": index[m["sent_id"]]} for m in of_entity if m["sent_id"] in index]
         if kept:
             entities.append(e)
             mentions.append(kept)
@@ -98,27 +97,26 @@ def select(fused, threshold):
     )
 
 
-def fuse_documents(documents, logits, shares, loss_type, evidence_threshold, predict):
+def fuse_documents(documents, outputs, loss_type, evidence_threshold, logits_of):
     """One Fused a document, and the number of pseudo documents.
 
-    logits: of all pairs, document by document; shares: of each document [pairs, sentences];
-    predict: documents -> their logits, a list of [pairs, classes].
+    outputs: an engine.inference.Output a document; logits_of: documents -> their logits, a list of
+    [pairs, classes].
     """
-    pairs = [candidate_pairs(document) for document in documents]
-    split = logits.split([len(x) for x in pairs])
     parts, owners = [], []
-    for i, document in enumerate(documents):
-        found = pseudo_documents(document, pairs[i], shares[i], evidence_threshold)
+    for i, (document, output) in enumerate(zip(documents, outputs, strict=True)):
+        pairs = candidate_pairs(document)
+        found = pseudo_documents(document, pairs, output.sentence_attention, evidence_threshold)
         parts += found
         owners += [i] * len(found)
     of_parts = [[] for _ in documents]
-    outputs = predict([part for part, _ in parts]) if parts else []
-    for owner, (part, entities), output in zip(owners, parts, outputs, strict=True):
+    logits = logits_of([part for part, _ in parts])
+    for owner, (part, entities), of_part in zip(owners, parts, logits, strict=True):
         ends = np.array(entities)[candidate_pairs(part)]
-        of_parts[owner].append(triple_scores(output, ends, loss_type))
+        of_parts[owner].append(triple_scores(of_part, ends, loss_type))
     fused = [
-        fuse(triple_scores(own, ends, loss_type), scores)
-        for own, ends, scores in zip(split, pairs, of_parts, strict=True)
+        fuse(triple_scores(output.logits, candidate_pairs(document), loss_type), scores)
+        for document, output, scores in zip(documents, outputs, of_parts, strict=True)
     ]
     return fused, len(parts)
 
@@ -132,9 +130,9 @@ def fused_predictions(fused, documents, num_class, threshold):
     """Multi-hot predictions of all pairs, [P, classes] bool, document by document."""
     parts = []
     for of_document, document in zip(fused, documents, strict=True):
-        row = {pair: i for i, pair in enumerate(map(tuple, candidate_pairs(document).tolist()))}
-        predicted = torch.zeros(len(row), num_class, dtype=torch.bool)
+        index = {pair: i for i, pair in enumerate(map(tuple, candidate_pairs(document).tolist()))}
+        predicted = torch.zeros(len(index), num_class, dtype=torch.bool)
         for head, tail, number in select(of_document, threshold):
-            predicted[row[head, tail], number] = True
+            predicted[index[head, tail], number] = True
         parts.append(predicted)
     return torch.cat(parts)

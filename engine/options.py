@@ -1,63 +1,59 @@
 """The flags of train.py. ATLOP's keep their names; the defaults are the paper's recipe for BERT.
 
-A flag is declared once, as a field of `Options`: its default, help and limits; whether it is saved
-with the model; whether a run may go on (--resume) with another value; whether runs that differ in
-it are averaged by report.py. The parser, the checks and the rest follow from that.
+A flag is declared once: as a field of `Own` below, as a parameter of a loss (losses.py) or in a
+backbone's class (DocREModel.sizes and learning_rates). The parser, the checks and the rest follow
+from that.
 """
 
 import dataclasses
 import math
 import os
-import time
-from functools import lru_cache
+import re
 from pathlib import Path
-from types import UnionType
-from typing import get_args
+from types import NoneType
+from typing import Annotated, Literal, get_args, get_origin
 
-import torch
+import msgspec
 
 from backbones import BACKBONES
 from engine import distributed
-from engine.resume import state_files
-from inputs.files import (
-    META_DIR,
-    InputError,
-    OneLineParser,
-    is_text,
-    read_json,
-    reason_of,
-    relation_ids,
-)
-from losses import LOSSES
+from engine.device import pick_device
+from inputs.files import META_DIR, InputError, OneLineParser, read_json, reason_of, relation_ids
+from losses import LOSSES, all_options
 from model import DocREConfig
 
 
-def flag(default, help=None, **facts):
-    """A field of `Options`. facts, each optional:
+def flag(default, help=None, *, saved=None, free=False, row=False, scored=False):
+    """A field of the flags.
 
-    least, most    the value must be at least, at most that
-    above, below   the value must be more, less than that
-    choices        the values there are
-    length         of a list
-    saved          the name under which DocREConfig has it, True: the flag's own; what evaluates a
-                   run folder (--load_path) or goes on from it (--init_path) takes it from there
-    free           True: nothing that is trained depends on it, so a run may go on with another, and
-                   it is of no account in a report (unless scored: evidence and fusion depend on it)
-    row            True: the report names it in a row, or elsewhere. Runs that differ in a flag that
-                   is neither free nor row are never averaged
+    saved    the name under which DocREConfig has it, True: the flag's own; what evaluates a run
+             folder (--load_path) or goes on from it (--init_path) takes it from there
+    free     nothing that is trained depends on it, so a run may go on with another, and it is of no
+             account in a report (unless scored: evidence and fusion depend on it)
+    row      the report names it in a row, or elsewhere. Runs that differ in a flag that is neither
+             free nor row are never averaged
     """
-    return dataclasses.field(default=default, metadata={"help": help, **facts})
+    facts = {"help": help, "saved": saved, "free": free, "row": row, "scored": scored}
+    return dataclasses.field(default=default, metadata=facts)
+
+
+def at_least(number, kind=int):
+    return Annotated[kind, msgspec.Meta(ge=number)]
+
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 @dataclasses.dataclass
-class Options:
+class Own:
     data_dir: str = flag("dataset/redocred", "folder of the three files", free=True)
     train_file: str = flag("train_revised.json", row=True)
     dev_file: str = flag("dev_revised.json", row=True)
     test_file: str = flag("test_revised.json", '"" for none', row=True)
     rel2id: Path = flag(META_DIR / "rel2id.json", "property -> class id", free=True)
-    transformer_type: str | None = flag(
-        None, "default: read from the encoder", choices=["bert", "roberta"], row=True
+    transformer_type: Literal["bert", "roberta"] | None = flag(
+        None, "default: read from the encoder", row=True
     )
     model_name_or_path: str = flag("bert-base-cased", "encoder: hub name or folder")
     config_name: str = flag("", "default: model_name_or_path")
@@ -72,102 +68,93 @@ class Options:
     tune_threshold: bool = flag(
         False, "also score with the threshold shifted to the best dev F1", free=True
     )
-
     fusion: bool = flag(
         False, "also score together with pseudo documents of the pairs' evidence", free=True
     )
 
-    backbone: str = flag("atlop", choices=list(BACKBONES), saved=True, row=True)
-    max_height: int = flag(42, "of DocuNet's images of entity pairs", least=4, saved=True, row=True)
-    unet_in_dim: int = flag(3, "channels of DocuNet's images", least=1, saved=True, row=True)
-    unet_out_dim: int = flag(
-        256, "width of a pair's context in DocuNet", least=1, saved=True, row=True
+    backbone: Literal[tuple(BACKBONES)] = flag("atlop", saved=True, row=True)
+    loss_type: Literal[tuple(LOSSES)] = flag("HingeABL", saved=True, row=True)
+    evidence_weight: at_least(0, float) = flag(
+        0.0, "of the evidence loss (DREEAM: 0.1 BERT, 0.05 RoBERTa)", saved=True, row=True
     )
-    down_dim: int = flag(256, "channels of DocuNet's first layer", least=2, saved=True, row=True)
-    loss_type: str = flag("HingeABL", choices=list(LOSSES), saved=True, row=True)
-    margin: float | None = flag(
-        None, "of AML (default 1) and HingeABL (default 5)", saved=True, row=True
-    )
-    gamma: float = flag(1.0, "of AFL", saved=True, row=True)
-    hinge_norm: str = flag(
-        "separate", "of HingeABL", choices=["separate", "joint"], saved=True, row=True
-    )
-    entropy_weight: list[float] | None = flag(
-        None,
-        "of PMTEM: of positive, of negative relations (default 1 1)",
-        length=2,
-        least=0,
-        saved=True,
-        row=True,
-    )
-    ncrl_shift: float | None = flag(
-        None, "of NCRL (default 0)", least=0, below=1, saved=True, row=True
-    )
-    positive_weight: float | None = flag(
-        None, "of ATGL (default 16.5)", above=0, saved=True, row=True
-    )
-    evidence_weight: float = flag(
-        0.0, "of the evidence loss (DREEAM: 0.1 BERT, 0.05 RoBERTa)", least=0, saved=True, row=True
-    )
-    evidence_threshold: float = flag(
+    evidence_threshold: Fraction = flag(
         0.2,
-        "share of attention above which a sentence is evidence",
-        least=0,
-        most=1,
+        "a sentence with more of a pair's attention is its evidence",
         saved=True,
         free=True,
         scored=True,
     )
     num_labels: int = flag(4, "most relations a pair; -1: no limit", saved="labels_per_pair")
     num_class: int | None = flag(None, "follows from --rel2id; given, it is only checked")
-    emb_size: int = flag(768, "width of head and tail representations", least=64, saved=True)
+    emb_size: at_least(64) = flag(768, "width of head and tail representations", saved=True)
     # [CLS], a word, [SEP]
-    max_seq_length: int = flag(1024, "tokens; longer documents are cut", least=3, saved=True)
+    max_seq_length: at_least(3) = flag(1024, "tokens; longer documents are cut", saved=True)
 
-    attention_dropout: float | None = flag(
-        None, "default: the encoder's own; 0 is faster on a CPU", least=0, below=1
+    attention_dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = flag(
+        None, "default: the encoder's own; 0 is faster on a CPU"
     )
-    train_batch_size: int = flag(4, "documents, of all processes together", least=1)
-    test_batch_size: int = flag(8, "documents", least=1, free=True)
-    gradient_accumulation_steps: int = flag(1, least=1)
-    learning_rate: float = flag(5e-5, "of the encoder", above=0)
-    classifier_lr: float = flag(1e-4, "of the new layers", above=0)
-    unet_lr: float = flag(4e-4, "of DocuNet's U-Net", above=0, row=True)
-    adam_epsilon: float = flag(1e-6, above=0)
-    max_grad_norm: float = flag(1.0, above=0)
-    warmup_ratio: float = flag(0.06, "of all steps", least=0, most=1)
-    num_train_epochs: int = flag(30, above=0)
+    train_batch_size: at_least(1) = flag(4, "documents, of all processes together")
+    test_batch_size: at_least(1) = flag(8, "documents", free=True)
+    gradient_accumulation_steps: at_least(1) = flag(1)
+    learning_rate: Positive = flag(5e-5, "of the encoder")
+    classifier_lr: Positive = flag(1e-4, "of the new layers")
+    adam_epsilon: Positive = flag(1e-6)
+    max_grad_norm: Positive = flag(1.0)
+    warmup_ratio: Fraction = flag(0.06, "of all steps")
+    num_train_epochs: at_least(1) = flag(30)
     group_by_length: bool = flag(False, "train on batches of documents of like length")
     evaluation_steps: int = flag(-1, "also evaluate every so many steps")
-    seed: int = flag(66, row=True, least=-(2**63), below=2**63)
-    precision: str = flag(
-        "auto", "auto: the fastest of this device", choices=["auto", "fp32", "fp16", "bf16"]
+    seed: int = flag(66, row=True)
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = flag(
+        "auto", "auto: the fastest of this device"
     )
     device: str = flag(
         "auto", "auto, cpu, cuda or cuda:N; with torchrun, cuda: one each", free=True
     )
-    cpu_kernels: str = flag(
-        "auto", "off: the encoder's way on a GPU, on a CPU too", choices=["auto", "off"]
+    cpu_kernels: Literal["auto", "off"] = flag(
+        "auto", "off: the encoder's way on a GPU, on a CPU too"
     )
     deterministic: bool = flag(False, "same bits on a GPU too, slower; a CPU always")
-    wandb: str = flag("disabled", choices=["disabled", "offline", "online"], free=True)
+    wandb: Literal["disabled", "offline", "online"] = flag("disabled", free=True)
     proj_name: str = flag("HingeABL", "wandb project", free=True)
     run_name: str = flag("", "default: <encoder>-<backbone>-<loss>-seed<seed>", free=True)
 
 
+def of_losses():
+    """A field for every option of a loss; None is the loss's own default."""
+    for name, parameters in all_options().items():
+        losses = (f"{loss} (default {_shown(x.default)})" for loss, x in parameters.items())
+        kind = next(iter(parameters.values())).annotation | None
+        yield name, kind, flag(None, f"of {' and '.join(losses)}", saved=True, row=True)
+
+
+def of_backbones():
+    """A field for every size and learning rate that a backbone alone has."""
+    for backbone in BACKBONES.values():
+        for name, (kind, default, help) in backbone.sizes.items():
+            yield name, kind, flag(default, help, saved=True, row=True)
+        for name, (default, help, _) in backbone.learning_rates.items():
+            yield name, Positive, flag(default, help, row=True)
+
+
+def _shown(value):
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+Options = dataclasses.make_dataclass("Options", [*of_losses(), *of_backbones()], bases=(Own,))
 FLAGS = {field.name: field for field in dataclasses.fields(Options)}
 # Flag -> the name under which the model's configuration has it.
 SAVED_WITH_MODEL = {
     name: name if x.metadata["saved"] is True else x.metadata["saved"]
     for name, x in FLAGS.items()
-    if x.metadata.get("saved")
+    if x.metadata["saved"]
 }
-FREE_TO_CHANGE = frozenset(name for name, x in FLAGS.items() if x.metadata.get("free"))
+FREE_TO_CHANGE = frozenset(name for name, x in FLAGS.items() if x.metadata["free"])
 # What report.py groups runs by.
 SETTINGS = [
     name
     for name, x in FLAGS.items()
-    if x.metadata.get("scored") or not (x.metadata.get("free") or x.metadata.get("row"))
+    if x.metadata["scored"] or not (x.metadata["free"] or x.metadata["row"])
 ]
 MACHINE = {"precision", "cpu_kernels", "deterministic"}  # what may differ from machine to machine
 # What a finished run must have in common with one that is asked for.
@@ -176,59 +163,54 @@ COMPARED = FLAGS.keys() - FREE_TO_CHANGE - MACHINE
 RECIPE = {*SETTINGS, "seed"} - {"init_path", "num_class", *MACHINE}
 
 
-def kind_of(field):
-    """The type of a flag's value; whether it may also be None."""
-    kinds = get_args(field.type) if isinstance(field.type, UnionType) else [field.type]
-    return kinds[0], type(None) in kinds
+def plain_kind(kind):
+    """The type of a flag's value without None and limits: str, int, Literal[...], tuple[...], ..."""
+    kind = (
+        next((x for x in get_args(kind) if x is not NoneType), kind) if _is_optional(kind) else kind
+    )
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _is_optional(kind):
+    return NoneType in get_args(kind)
 
 
 def build_parser():
     parser = OneLineParser(description="Train, select on dev, test; or only evaluate.")
     for name, field in FLAGS.items():
-        kind, facts = kind_of(field)[0], field.metadata
-        more = {"action": "store_true"} if kind is bool else {"type": kind}
-        if "length" in facts:
-            more = {"type": get_args(kind)[0], "nargs": facts["length"]}
-        if "choices" in facts:
-            more["choices"] = facts["choices"]
-        said, default = facts["help"] or "", field.default
-        if default not in (None, "", False, FLAGS["rel2id"].default) and "default" not in said:
-            said = f"{said} (default {default})".strip()
-        parser.add_argument(f"--{name}", default=default, help=said, **more)
+        kind = plain_kind(field.type)
+        if kind is bool:
+            more = {"action": "store_true"}
+        elif get_origin(kind) is Literal:
+            more = {"choices": get_args(kind)}
+        elif get_origin(kind) is tuple:
+            parts = get_args(kind)
+            more = {"type": plain_kind(parts[0]), "nargs": len(parts)}
+        else:
+            more = {"type": kind}
+        help, default = field.metadata["help"] or "", field.default
+        if default not in (None, "", False, FLAGS["rel2id"].default) and "default" not in help:
+            help = f"{help} (default {default})".strip()
+        parser.add_argument(f"--{name}", default=default, help=help, **more)
     parser.add_argument("--seeds", type=int, nargs="+", help="several runs, one each, not --seed")
     return parser
 
 
 def check_value(name, value, shown):
     """Raises InputError, with the name `shown`, unless the flag can have that value."""
-    kind, may_be_none = kind_of(FLAGS[name])
-    facts = FLAGS[name].metadata
-    if value is None and may_be_none:
-        return
-    if "length" in facts:
-        if not isinstance(value, list) or len(value) != facts["length"]:
-            raise InputError(f"{shown}: expected a list of {facts['length']}, found {value!r:.80}")
-        kind = get_args(kind)[0]
-    for one in value if "length" in facts else [value]:
-        check_single(one, kind, facts, shown)
-
-
-def check_single(value, kind, facts, shown):
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{shown}: expected {kind.__name__}, found {type(value).__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{shown}: {value} is not a number")
-    if value not in facts.get("choices", [value]):
-        raise InputError(f"{shown}: {value!r:.80} is none of {', '.join(facts['choices'])}")
-    if "least" in facts and not value >= facts["least"]:
-        raise InputError(f"{shown}: {value} is less than {facts['least']}")
-    if "most" in facts and not value <= facts["most"]:
-        raise InputError(f"{shown}: {value} is more than {facts['most']}")
-    if "above" in facts and not value > facts["above"]:
-        raise InputError(f"{shown}: {value} is not above {facts['above']}")
-    if "below" in facts and not value < facts["below"]:
-        raise InputError(f"{shown}: {value} is not below {facts['below']}")
+    try:
+        if not isinstance(value, Path):
+            msgspec.convert(value, FLAGS[name].type, strict=True)
+    except msgspec.ValidationError as error:
+        reason = re.sub("`|(, got| - at).*", "", str(error)).replace("Expected", "expected")
+        raise InputError(f"{shown}: {value!r:.80}: {reason}") from None
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+        raise InputError(f"{shown}: {value} is not a finite number")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{shown}: {value!r:.80}: not UTF-8, so it cannot be recorded") from None
 
 
 def load_config(folder):
@@ -244,7 +226,7 @@ def load_config(folder):
         config = DocREConfig.from_dict(saved)
         for name, value in saved_with(config).items():
             check_value(name, value, SAVED_WITH_MODEL[name])
-        if type(config.fusion_threshold) not in (float, int, type(None)):
+        if type(config.fusion_threshold) not in (float, int, NoneType):
             raise InputError("fusion_threshold: not a number")
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
@@ -314,8 +296,6 @@ def check_args(args):
     """Raises InputError for values that no run can have; fills in those that follow from others."""
     for name in FLAGS:
         check_value(name, getattr(args, name), f"--{name}")
-        if not is_text(str(getattr(args, name))):  # no results.json could hold it
-            raise InputError(f"--{name}: {getattr(args, name)} is not UTF-8")
     if args.emb_size % 64:
         raise InputError(f"--emb_size: {args.emb_size} is not a multiple of 64")
     num_class = len(relation_ids(args.rel2id))
@@ -366,58 +346,8 @@ def check_output_dir(args):
         folder = Path(args.output_dir)
         if (folder / "results.json").exists():
             raise InputError(f"--output_dir {folder}: holds a finished run; add --overwrite")
-        if state_files(folder):
+        if any(folder.glob("state-*.pt")):
             raise InputError(
                 f"--output_dir {folder}: holds an interrupted run; add --resume to go on with it, "
                 "or --overwrite"
             )
-
-
-def pick_device(device, precision, cpu_has_fp16=False):
-    """What --device and --precision stand for on this machine: "cpu", "cuda" or "cuda:N", and
-    "fp32", "fp16" or "bf16" (fp16 on a CPU is slow, but right: cpu_has_fp16 lets it through, to try
-    what a GPU does). Raises InputError for what it does not have."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and distributed.world_size() > 1:
-        if device != "cuda":
-            raise InputError(f"--device {device}: several processes take one each: --device cuda")
-        device = distributed.gpu()
-    try:
-        kind = torch.empty(0, device=device).device.type
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {reason_of(error)}") from None
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"--device {device}: neither cpu nor cuda")
-    device = "cpu" if kind == "cpu" else device  # cpu:0 is the same
-    on_gpu = kind == "cuda"
-    if precision == "auto":
-        # Older cards compute bf16 in software, slowly.
-        has_bf16 = on_gpu and torch.cuda.get_device_capability(device)[0] >= 8
-        precision = "bf16" if has_bf16 else "fp16"
-        if not on_gpu:
-            precision = distributed.share(faster_on_cpu)
-    if precision == "fp16" and not on_gpu and not cpu_has_fp16:
-        raise InputError(
-            "--precision fp16: needs a GPU; on a CPU take fp32 or bf16, or --cpu_kernels off to "
-            "try what a GPU does"
-        )
-    return device, precision
-
-
-@lru_cache
-def faster_on_cpu():
-    """bf16 or fp32, whichever this processor multiplies faster: about twice as fast is bf16 with
-    instructions of its own. It is timed, because some have them and are slower with them; in one
-    thread by the processor's time, so that it is the same on a busy machine."""
-    seconds, threads = {}, torch.get_num_threads()
-    torch.set_num_threads(1)
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        matrix, times = torch.ones(512, 512, dtype=dtype), []
-        for _ in range(6):
-            started = time.thread_time()
-            matrix @ matrix
-            times.append(time.thread_time() - started)
-        seconds[name] = min(times)  # what else the processor did at the time only adds to it
-    torch.set_num_threads(threads)
-    return "bf16" if 1.2 * seconds["bf16"] < seconds["fp32"] else "fp32"

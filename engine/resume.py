@@ -1,10 +1,12 @@
-"""Interrupted runs: their state on disk, their page at wandb, and signals that ask them to stop.
+"""Interrupted runs: their state on disk, and signals that ask them to stop.
 
 A state is all that the rest of a run depends on: weights, optimizer, schedule, scaler, random
 numbers and the place in the data. It is written atomically, and the one before is kept: a run that
 is killed at any moment goes on from the newest state that can be read, to the same end.
 """
 
+import hashlib
+import json
 import signal
 import sys
 import threading
@@ -13,15 +15,33 @@ from pathlib import Path
 
 import torch
 
+from backbones import BACKBONES
 from engine import distributed
-from inputs.files import InputError, printable, reason_of, write_atomically
+from engine.options import COMPARED, FREE_TO_CHANGE
+from engine.run_folder import CONFIG, RESULTS, read_results
+from inputs.files import (
+    InputError,
+    printable,
+    reason_of,
+    relation_ids,
+    sha256_of,
+    write_atomically,
+)
 
 
-def save_state(folder, step, content):
-    """Writes state-<step>.pt, content being a dict of tensors, numbers, strings and the like, and
-    removes all states but this and the one before. Raises InputError if it cannot be written."""
-    path = folder / f"state-{step:08d}.pt"
-    write_atomically(path, lambda temporary: torch.save(content, temporary), RuntimeError)
+def save_state(folder, parts, settings, progress, device):
+    """Writes state-<step>.pt and removes all states but this and the one before; what the other
+    processes have of random numbers is in it, too. Raises InputError if it cannot be written.
+
+    parts: name -> model, optimizer, ...; settings: see `settings_of`; progress: a dict with "step".
+    """
+    random = distributed.gather(random_states(device))
+    if not distributed.is_first():
+        return
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"settings": settings, "progress": progress, "random": random}
+    path = folder / f"state-{progress['step']:08d}.pt"
+    write_atomically(path, lambda temporary: torch.save(state, temporary), RuntimeError)
     for path in state_files(folder)[2:]:
         path.unlink()
 
@@ -61,6 +81,58 @@ def load_shared(folder, step):
         raise InputError(f"{path}: {reason}; the run folder must be one that they share") from None
 
 
+def restore(folder, parts, settings, device):
+    """Sets each of the parts (name -> model, optimizer, ...) and the random numbers to the newest
+    state in the folder; returns the state's progress, a dict, {} where there is no state. Raises
+    InputError for a state that was saved with other settings."""
+    state = None
+    if distributed.is_first():
+        state = load_state(folder)
+        if state is not None:
+            check_settings(state["settings"], settings, folder)
+    step = distributed.broadcast(lambda: state and state["progress"]["step"])
+    if step is None:
+        return {}
+    if not distributed.is_first():
+        state = load_shared(folder, step)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    if len(state["random"]) == distributed.world_size():  # else dropout is drawn anew
+        set_random_states(state["random"][distributed.rank()], device)
+    return state["progress"]
+
+
+def is_finished(args):
+    """Whether there is nothing left to do for --resume. Raises InputError if what is finished is
+    another run than this."""
+    folder = Path(args.output_dir)
+    if not args.resume or not (folder / RESULTS).exists():
+        return False
+    results = read_results(folder)
+    names = COMPARED
+    if Path(args.init_path).is_file():  # its sizes were taken, whatever the flags said
+        names = names - {"emb_size", *BACKBONES[args.backbone].sizes}
+    saved, now = ({name: given[name] for name in names} for given in (results["args"], vars(args)))
+    for split, of_run in results["data"].items():
+        path = Path(args.data_dir) / now[f"{split}_file"]
+        if of_run and path.is_file():
+            saved[f"{split} data"], now[f"{split} data"] = of_run["sha256"], sha256_of(path)
+    check_settings(saved, now, folder)
+    if relation_ids(args.rel2id) != relation_ids(folder / CONFIG):
+        raise InputError(f"--rel2id: {args.rel2id} has other relations than the run in {folder}")
+    remove_states(folder)  # killed before it removed them
+    print(f"finished before: {folder}")
+    return True
+
+
+def settings_of(args, data):
+    """What a run that goes on must have in common with its beginning: name -> value."""
+    given = {name: x for name, x in vars(args).items() if name not in FREE_TO_CHANGE}
+    files = {f"{split} data": x["sha256"] for split, x in data.files.items()}
+    relations = hashlib.sha256(json.dumps(data.rel2id, sort_keys=True).encode()).hexdigest()
+    return given | files | {"relations": relations}
+
+
 def state_files(folder):
     """The states of a run folder, the newest first."""
     return sorted(folder.glob("state-*.pt"), reverse=True)
@@ -92,27 +164,6 @@ def check_settings(saved, settings, folder):
                 f"--resume: the run in {folder} was started with {name} {saved.get(name)!r}, not "
                 f"{settings.get(name)!r}"
             )
-
-
-def start_wandb(args):
-    """A function (record, step) that logs to wandb, or to nowhere; needs no account by default. A
-    run that goes on, goes on there, too: its folder keeps wandb's name of it."""
-    if args.wandb == "disabled" or not distributed.is_first():
-        return lambda record, step: None
-    import wandb
-
-    if wandb.run:
-        wandb.finish()  # the run of the seed before
-    settings = {"project": args.proj_name, "name": args.run_name, "mode": args.wandb}
-    if args.output_dir:
-        path = Path(args.output_dir) / "wandb.txt"
-        if args.resume and path.exists():
-            settings |= {"id": path.read_text(), "resume": "allow"}
-        settings["dir"] = args.output_dir
-    run = wandb.init(config=vars(args), **settings)
-    if args.output_dir:
-        path.write_text(run.id)
-    return wandb.log
 
 
 @contextmanager

@@ -1,0 +1,238 @@
+"""Training: the optimizer, one step, and the loop, which can be stopped and go on."""
+
+import dataclasses
+import math
+import sys
+import time
+from contextlib import nullcontext
+from itertools import chain, islice
+from statistics import fmean
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from engine import distributed
+from engine.resume import stop_requests
+from inputs.files import InputError
+from losses import evidence_loss
+
+
+def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, own_rates=None):
+    """AdamW without weight decay, as the released codes have it. The encoder learns at
+    learning_rate, new layers faster, at classifier_lr; own_rates: module of the model -> its own
+    learning rate."""
+    rates = {"model": learning_rate, **(own_rates or {})}
+    groups = {}
+    for name, parameter in model.named_parameters():
+        rate = rates.get(name.split(".")[0], classifier_lr)
+        groups.setdefault(rate, []).append(parameter)
+    groups = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+    return torch.optim.AdamW(
+        groups, lr=learning_rate, eps=adam_epsilon, weight_decay=0.0, fused=True
+    )
+
+
+def make_schedule(optimizer, num_steps, warmup_ratio):
+    """Linear warm-up over the first warmup_ratio of the steps, then linear to 0."""
+    warmup = int(num_steps * warmup_ratio)
+    return transformers.get_linear_schedule_with_warmup(optimizer, warmup, num_steps)
+
+
+def train_step(
+    model,
+    batches,
+    *,
+    loss_function,
+    optimizer,
+    schedule,
+    scaler,
+    autocast,
+    max_grad_norm,
+    num_pairs=None,
+    num_related=None,
+    evidence_weight=0.0,
+):
+    """One step of the optimizer over one accumulation group of batches, as if they were one batch
+    (but for PMTEM, whose entropy is weighted by the batch); returns the loss: its mean over all
+    pairs, plus evidence_weight times the mean evidence loss of the pairs with a relation, for which
+    the batches have sentences and evidence.
+
+    num_pairs, num_related: pairs of the group, and those with a relation. None: those of `batches`;
+    several processes (`distributed`) have a part of each batch each, and say how many there are in
+    all.
+    """
+    if num_pairs is None:
+        num_pairs = sum(len(batch["pairs"]) for batch in batches)
+    if num_related is None and evidence_weight:
+        num_related = sum(int((~batch["labels"][:, 0]).sum()) for batch in batches)
+    # The processes' gradients are averaged, so each counts that many times what it has.
+    pair_weight = distributed.world_size() / max(num_pairs, 1)
+    evidence_weight_of_pair = evidence_weight * distributed.world_size() / max(num_related or 0, 1)
+    total = 0.0
+    for i, batch in enumerate(batches):
+        inputs = {k: tensor for k, tensor in batch.items() if k not in ("labels", "evidence")}
+        # Several processes add up their gradients once a step.
+        is_last = i == len(batches) - 1
+        with nullcontext() if is_last else getattr(model, "no_sync", nullcontext)():
+            with autocast():
+                output = model(**inputs)
+            logits = output[0] if evidence_weight else output
+            # A batch without any pair (documents of one entity) has no loss, and zero gradients.
+            loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
+            loss = loss * (len(logits) * pair_weight)
+            if evidence_weight:
+                loss = loss + evidence_weight_of_pair * evidence_loss(output[1], batch["evidence"])
+            scaler.scale(loss).backward()
+        total += loss.detach()
+    total = distributed.mean(total)
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    schedule.step()
+    optimizer.zero_grad()
+    return total
+
+
+def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
+    """The document numbers of an epoch, shuffled: groups of batches, the last incomplete group
+    dropped. by_length: sorted by length within every 16 groups, then the groups shuffled again."""
+
+    def cut(items, size):
+        return [items[i : i + size] for i in range(0, len(items), size)]
+
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    size = batch_size * accumulation
+    order = order[: len(order) // size * size]
+    if by_length:
+        parts = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
+        order = [i for part in parts for i in sorted(part, key=lambda i: lengths[i])]
+    groups = [cut(group, batch_size) for group in cut(order, size)]
+    if by_length:
+        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    return groups
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far training is, as a saved state keeps it."""
+
+    step: int = 0
+    evaluation_is_due: bool = False  # after the last step, before the next
+    seconds: float = 0.0
+    losses: list = dataclasses.field(default_factory=list)  # since the last evaluation
+    records: list = dataclasses.field(default_factory=list)  # of the evaluations
+
+
+def fit(
+    progress,
+    *,
+    epochs,
+    num_epochs,
+    steps_per_epoch,
+    step,
+    evaluate,
+    keep,
+    save,
+    log,
+    evaluation_steps=-1,
+    save_steps=-1,
+):
+    """Trains from `progress` to the end; returns the record of the best evaluation on dev.
+
+    epochs            the groups of documents of each epoch (see `epoch_groups`), one after the other
+    step(group)       trains on a group and returns its loss, a tensor
+    evaluate()        -> the scores on dev, a dict
+    keep(records, is_best)  writes the evaluations so far and, where the last is the best, weights
+    save(progress)    writes the state, to go on from
+    log(values, step) of the loss every 10 steps
+
+    Every epoch ends with a state and an evaluation, which also come every save_steps and
+    evaluation_steps. Raises InputError for a loss that is no number, KeyboardInterrupt when stopped
+    (after a first Ctrl-C or SIGTERM the state is saved).
+    """
+    started = time.perf_counter() - progress.seconds
+    num_steps, pending = num_epochs * steps_per_epoch, []  # losses still on the device
+
+    def is_due(every):
+        return every > 0 and progress.step % every == 0
+
+    def save_now():
+        progress.seconds = time.perf_counter() - started
+        save(progress)
+
+    def evaluate_now():
+        record = {
+            "epoch": -(-progress.step // steps_per_epoch),
+            "step": progress.step,
+            "loss": fmean(progress.losses),
+            "seconds": round(time.perf_counter() - started, 1),
+            "dev": evaluate(),
+        }
+        progress.records.append(record)
+        progress.losses, progress.evaluation_is_due = [], False
+        is_best = best_of(progress.records) is record
+        if distributed.is_first():
+            tqdm.write(_line(record, is_best))
+            keep(progress.records, is_best)
+        return is_best
+
+    pause = 0.1 if sys.stderr.isatty() else 60  # seconds; a log file needs no animation
+    hidden = not distributed.is_first()
+    bar = tqdm(None, "train", num_steps, mininterval=pause, disable=hidden, initial=progress.step)
+    with bar, stop_requests() as requests:
+        if progress.evaluation_is_due:
+            evaluate_now()
+        for group in islice(chain.from_iterable(epochs), progress.step, num_steps):
+            pending.append(step(group))
+            progress.step += 1
+            bar.update()
+            ends_epoch = progress.step % steps_per_epoch == 0
+            progress.evaluation_is_due = ends_epoch or is_due(evaluation_steps)
+            saves, stops = ends_epoch or is_due(save_steps), distributed.anywhere(bool(requests))
+            if progress.evaluation_is_due or saves or stops or is_due(10):
+                progress.losses += fetch_losses(pending, progress.step)
+                log({"loss": progress.losses[-1]}, progress.step)
+                bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", refresh=False)
+            if saves or stops:  # before the evaluation: a kill in its course loses no step
+                save_now()
+            if stops:
+                raise KeyboardInterrupt(
+                    f"stopped after step {progress.step} of {num_steps}; the same command with "
+                    "--resume goes on"
+                )
+            # The best weights go with a state at or before the same evaluation.
+            if progress.evaluation_is_due and evaluate_now() and not saves:
+                save_now()
+        if distributed.anywhere(bool(requests)):
+            raise KeyboardInterrupt("stopped after the last step; with --resume it is tested")
+    return best_of(progress.records)
+
+
+def fetch_losses(pending, step):
+    """The losses of the last steps, up to `step`, as numbers: waits for the device. Raises
+    InputError if one is no number."""
+    values = torch.stack(pending).tolist()
+    pending.clear()
+    for number, value in enumerate(values, step - len(values) + 1):
+        if not math.isfinite(value):
+            raise InputError(
+                f"the loss is {value} at step {number}: try a smaller --learning_rate or "
+                "--precision fp32; the best weights so far are kept"
+            )
+    return values
+
+
+def best_of(records):
+    """The evaluation of the best dev F1, the first of equals."""
+    return max(records, key=lambda record: record["dev"]["f1"])
+
+
+def _line(record, is_best):
+    f1, precision, recall = (100 * record["dev"][x] for x in ("f1", "precision", "recall"))
+    return (
+        f"epoch {record['epoch']:3d}  step {record['step']:5d}  loss {record['loss']:8.4f}  dev F1 "
+        f"{f1:5.2f}  precision {precision:5.2f}  recall {recall:5.2f}  {record['seconds']:6.0f} s"
+        f"{'  *' if is_best else ''}"
+    )

@@ -1,0 +1,26 @@
+"""Runs at wandb, without an account by default."""
+
+from pathlib import Path
+
+from engine import distributed
+
+
+def start_wandb(args):
+    """A function (record, step) that logs to wandb, or to nowhere; needs no account by default. A
+    run that goes on, goes on there, too: its folder keeps wandb's name of it."""
+    if args.wandb == "disabled" or not distributed.is_first():
+        return lambda record, step=None: None
+    import wandb
+
+    if wandb.run:
+        wandb.finish()  # the run of the seed before
+    settings = {"project": args.proj_name, "name": args.run_name, "mode": args.wandb}
+    if args.output_dir:
+        path = Path(args.output_dir) / "wandb.txt"
+        if args.resume and path.exists():
+            settings |= {"id": path.read_text(), "resume": "allow"}
+        settings["dir"] = args.output_dir
+    run = wandb.init(config=vars(args), **settings)
+    if args.output_dir:
+        path.write_text(run.id)
+    return wandb.log
