@@ -20,7 +20,6 @@ import msgspec
 import torch
 import torch.nn.functional as F
 
-
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 

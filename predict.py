@@ -28,9 +28,9 @@ import transformers
 from tqdm import tqdm
 
 from encoders.loading import load_tokenizer
-from engine.checkpoint import fetch, load_model
+from engine.device import pick_device
 from engine.extractor import RelationExtractor, check_options
-from engine.options import pick_device
+from engine.run_folder import fetch, load_model
 from inputs.documents import check_title, document_name
 from inputs.files import (
     InputError,
@@ -47,7 +47,7 @@ from viewing.formats import FORMATS
 
 if __name__ != "__main__":  # imported, so perhaps for nlp.add_pipe("docre")
     with suppress(Exception):  # no spaCy, or one that does not load
-        import engine.component  # noqa: F401
+        import engine.spacy_component  # noqa: F401
 
 # Half a character, which a field that nobody checks may hold, is written as its escape.
 ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}

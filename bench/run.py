@@ -27,13 +27,13 @@ import transformers
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import baseline
+from engine.prediction import predict_logits
 from step import make_features
 
 import evaluation
 from encoders.loading import build_encoder, load_tokenizer
-from engine.options import pick_device
-from engine.prediction import predict_logits
-from engine.training import epoch_groups, make_optimizer, make_schedule, train_step
+from engine.device import pick_device
+from engine.fit import epoch_groups, make_optimizer, make_schedule, train_step
 from inputs.documents import read_documents
 from inputs.files import relation_ids
 from losses import get_loss

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from backbones import BACKBONES
 from encoders.loading import build_encoder
-from engine.training import make_optimizer, make_schedule, train_step
+from engine.fit import make_optimizer, make_schedule, train_step
 from losses import get_loss
 from model import new_model
 from utils import autocast, collate, set_seed

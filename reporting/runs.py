@@ -19,7 +19,7 @@ from typing_extensions import NotRequired, TypedDict  # Python 3.10 lacks the fi
 
 from backbones import BACKBONES
 from engine.options import SAVED_WITH_MODEL, SETTINGS, Options
-from engine.thresholds import shift_curve
+from engine.scoring import shift_curve
 from evaluation import PATTERNS, SHARES, f1_score, prediction_patterns, read_logits
 from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
 from losses import LOSSES, margins

@@ -29,7 +29,7 @@ import transformers
 from gpu_checks import all_checks, check_speed, on_gpu
 from tabulate import tabulate
 
-from engine.options import pick_device
+from engine.device import pick_device
 from inputs.files import InputError, OneLineParser, reason_of, run_main, write_json
 
 GROUPS = ["logits", "losses", "steps", "waits", "resume", "processes", "speed"]

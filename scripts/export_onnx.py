@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from encoders.loading import transformer_type, window_size
-from engine.checkpoint import fetch, load_model
+from engine.run_folder import fetch, load_model
 from inputs.files import InputError, OneLineParser, reason_of, run_main, write_atomically
 from model import shared_attention
 from utils import collate, set_seed

@@ -16,14 +16,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "bench")]
 
 import torch
 import transformers
+from engine.prediction import predict_logits
 from make_demo import make_corpus, make_encoder, make_vocabulary
 from run import forward_flops, matrix_rate
 from step import make_features
 
 from backbones import BACKBONES
 from encoders.loading import build_encoder
-from engine.prediction import predict_logits
-from engine.training import make_optimizer, make_schedule, train_step
+from engine.fit import make_optimizer, make_schedule, train_step
 from losses import LOSSES, evidence_loss, get_loss
 from model import new_model
 from utils import autocast, collate, set_seed, to_device

@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from encoders.loading import load_tokenizer
-from engine.checkpoint import PACKED, fetch, load_model, pack, save_config, write_state
+from engine.checkpoint import PACKED, pack, write_state
+from engine.run_folder import fetch, load_model, save_config
 from inputs.files import InputError, OneLineParser, run_main, sha256_of
 
 

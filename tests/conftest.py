@@ -29,7 +29,7 @@ from encoders.loading import (
     load_tokenizer,
 )
 from engine import options
-from engine.checkpoint import save_config, save_weights
+from engine.run_folder import save_config, save_weights
 from inputs.documents import read_documents
 from inputs.files import relation_ids
 from model import new_model

@@ -11,7 +11,7 @@ from itertools import islice, product
 import numpy as np
 
 from encoders.loading import load_tokenizer
-from engine.checkpoint import load_model
+from engine.run_folder import load_model
 from inputs.files import LONGEST, InputError
 from predict import RelationExtractor
 

@@ -9,7 +9,7 @@ from conftest import REL2ID, read
 from test_evaluation import slow_pattern
 
 from engine.options import Options
-from engine.prediction import to_official
+from engine.scoring import to_official
 from evaluation import PATTERNS, count_patterns, evaluate
 from losses import decode, threshold_of
 from prepro import entity_pairs

@@ -16,8 +16,8 @@ import predict
 import train
 from backbones import BACKBONES
 from engine import fusion
-from engine.thresholds import best_fusion_threshold
-from engine.training import train_step
+from engine.fit import train_step
+from engine.scoring import best_fusion_threshold
 from inputs.documents import read_documents
 from inputs.files import InputError
 from losses import evidence_loss, get_loss

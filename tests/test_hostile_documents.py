@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 import evaluation
 import predict
 from engine.data import Data
-from engine.prediction import to_official
+from engine.scoring import to_official
 from evaluation import evaluate, read_logits
 from inputs.documents import read_documents, read_predictions
 from inputs.files import relation_ids

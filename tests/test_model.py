@@ -13,14 +13,8 @@ from transformers import AutoConfig
 
 from backbones import BACKBONES
 from encoders.loading import build_encoder, check_precision, window_size
-from engine.checkpoint import (
-    load_model,
-    load_state,
-    load_weights,
-    save_config,
-    save_weights,
-    sizes_of,
-)
+from engine.checkpoint import load_state, load_weights, sizes_of
+from engine.run_folder import load_model, save_config, save_weights
 from inputs.files import InputError
 from model import entity_embeddings, grouped_bilinear, new_model
 from prepro import docred_features

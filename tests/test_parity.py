@@ -14,7 +14,7 @@ from conftest import read, shared
 import backbones  # noqa: F401
 from encoders.loading import build_encoder, transformer_type
 from engine.checkpoint import load_weights
-from engine.training import make_optimizer, make_schedule, train_step
+from engine.fit import make_optimizer, make_schedule, train_step
 from evaluation import count_patterns, evaluate
 from losses import LOSSES, decode, evidence_loss, get_loss
 from model import new_model

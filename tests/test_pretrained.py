@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import ROOT, save_run, shared, small_model
 
-from engine.checkpoint import PACKED, load_model, pack, unpack, weights_of
+from engine.checkpoint import PACKED, pack, unpack, weights_of
 from engine.extractor import RelationExtractor
+from engine.run_folder import load_model
 from inputs.documents import read_documents
 from inputs.files import InputError, sha256_of
 

@@ -16,8 +16,8 @@ import evaluation
 from encoders.loading import load_tokenizer
 from encoders.packed import Attention, Dropout, attend, dropout, keep
 from encoders.rows import attention_rows, encode_windows
-from engine.prediction import to_official
-from engine.training import epoch_groups
+from engine.fit import epoch_groups
+from engine.scoring import to_official
 from inputs.documents import read_documents
 from inputs.files import relation_ids
 from losses import get_loss

@@ -12,8 +12,7 @@ from test_evaluation import f1_of
 
 import report
 import train
-from engine.prediction import to_official
-from engine.thresholds import best_evidence_threshold, best_shift, shift_curve
+from engine.scoring import best_evidence_threshold, best_shift, shift_curve, to_official
 from evaluation import evaluate, gold_facts
 from inputs.files import InputError, relation_ids
 from losses import decode, margins

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from backbones import BACKBONES
 from engine import distributed, prediction, resume, training
-from engine.training import make_optimizer, make_schedule, train_step
+from engine.fit import make_optimizer, make_schedule, train_step
 from inputs.files import InputError
 from losses import get_loss
 from prepro import docred_features

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from backbones import BACKBONES
 from encoders.loading import build_encoder, load_tokenizer
-from engine.checkpoint import load_model
+from engine.run_folder import load_model
 from inputs.files import InputError
 from model import ATLOP, DocREConfig, DocREModel, new_model
 from prepro import docred_features
