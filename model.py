@@ -82,8 +82,8 @@ class DocREModel(PreTrainedModel):
     base_model_prefix = "model"
     backbones = {}  # name -> subclass; each enters itself
     own_loss = "ATL"  # what the backbone's paper trains it with
-    # What the backbone alone has, flags of train.py: sizes, name -> (type, default, help), which are
-    # saved with the model; learning rates, name -> (default, help, the modules that have it).
+    # Flags of train.py that the backbone alone has. Sizes, which are saved with the model: name ->
+    # (type, default, help); learning rates: name -> (default, help, the modules that have it).
     sizes = {}
     learning_rates = {}
     pair_layer = "bilinear"  # of the grouped bilinear form

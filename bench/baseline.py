@@ -199,11 +199,13 @@ class Baseline(nn.Module):
         return self.bilinear((u * v).view(-1, self.emb_size * self.block_size))
 
 
-def train_step(model, batch, loss_function, optimizer, schedule, scaler, amp, max_grad_norm):
+def train_step(
+    model, batch, *, loss_function, optimizer, schedule, scaler, autocast, max_grad_norm
+):
     """One step; the loss is read back at once."""
     model.train()
     inputs = {name: x for name, x in batch.items() if name != "labels"}
-    with amp():
+    with autocast():
         logits = model(**inputs)
     loss = loss_function(logits.float(), batch["labels"].bool())
     scaler.scale(loss).backward()

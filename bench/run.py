@@ -27,13 +27,13 @@ import transformers
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import baseline
-from engine.prediction import predict_logits
 from step import make_features
 
 import evaluation
 from encoders.loading import build_encoder, load_tokenizer
 from engine.device import pick_device
 from engine.fit import epoch_groups, make_optimizer, make_schedule, train_step
+from engine.inference import Predictor
 from inputs.documents import read_documents
 from inputs.files import relation_ids
 from losses import get_loss
@@ -220,7 +220,14 @@ class Pair:
             scaler = torch.amp.GradScaler(kind, enabled=args.precision == "fp16")
             schedule = make_schedule(optimizer, 10_000, 0.06)
             amp = self.amp if way == "ours" else self.baseline_amp
-            self.rest[way] = get_loss("HingeABL"), optimizer, schedule, scaler, amp, 1.0
+            self.rest[way] = {
+                "loss_function": get_loss("HingeABL"),
+                "optimizer": optimizer,
+                "schedule": schedule,
+                "scaler": scaler,
+                "autocast": amp,
+                "max_grad_norm": 1.0,
+            }
 
     def our_batch(self, features):
         return collate(features, self.tokens)
@@ -232,11 +239,11 @@ class Pair:
     def train_ours(self, features):
         self.ours.train()
         batch = to_device(self.our_batch(features), self.args.device)
-        return train_step(self.ours, [batch], *self.rest["ours"])
+        return train_step(self.ours, [batch], **self.rest["ours"])
 
     def train_baseline(self, features):
         batch = self.baseline_batch(features)
-        return baseline.train_step(self.baseline, batch, *self.rest["baseline"])
+        return baseline.train_step(self.baseline, batch, **self.rest["baseline"])
 
     @torch.no_grad()
     def evaluate_baseline(self, features, size=8):
@@ -323,13 +330,13 @@ def evaluating(args):
     for size in args.sizes:
         pair = Pair(args, size)
         theirs, ours = dev_features(args, pair)
-        options = pair.our_batch, args.device, 8, pair.amp, "ours"
+        predictor = Predictor(
+            pair.ours, pair.tokenizer, max_seq_length=1024, batch_size=8, precision=args.precision
+        )
         yield compare(
             f"evaluate, {size}, {args.eval_documents} documents",
             lambda part, pair=pair, x=theirs: pair.evaluate_baseline([x[i] for i in part]),
-            lambda part, pair=pair, x=ours, options=options: predict_logits(
-                pair.ours, [x[i] for i in part], *options
-            ),
+            lambda part, predictor=predictor, x=ours: predictor([x[i] for i in part]),
             parts,
             pair.wait,
         )

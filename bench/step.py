@@ -74,13 +74,18 @@ def make_step(
     model = new_model(build_encoder("", config, weights=False), **settings).to(device).train()
     optimizer = make_optimizer(model, 5e-5, 1e-4)
     on_gpu = device.startswith("cuda")
-    parts = get_loss(loss), optimizer, make_schedule(optimizer, 1000, 0.06)
-    parts += (torch.amp.GradScaler("cuda" if on_gpu else "cpu", enabled=False),)
-    parts += (autocast(device, precision or ("bf16" if on_gpu else "fp32")), 1.0)
+    parts = {
+        "loss_function": get_loss(loss),
+        "optimizer": optimizer,
+        "schedule": make_schedule(optimizer, 1000, 0.06),
+        "scaler": torch.amp.GradScaler("cuda" if on_gpu else "cpu", enabled=False),
+        "autocast": autocast(device, precision or ("bf16" if on_gpu else "fp32")),
+        "max_grad_norm": 1.0,
+    }
 
     def step():
         started = time.perf_counter()
-        train_step(model, [batch], *parts, evidence_weight=evidence_weight)
+        train_step(model, [batch], **parts, evidence_weight=evidence_weight)
         if on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter() - started

@@ -22,12 +22,12 @@ def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, own_r
     """AdamW without weight decay, as the released codes have it. The encoder learns at
     learning_rate, new layers faster, at classifier_lr; own_rates: module of the model -> its own
     learning rate."""
-    rates = {"model": learning_rate, **(own_rates or {})}
+    rates = {"model": learning_rate, "new": classifier_lr, **(own_rates or {})}
     groups = {}
     for name, parameter in model.named_parameters():
-        rate = rates.get(name.split(".")[0], classifier_lr)
-        groups.setdefault(rate, []).append(parameter)
-    groups = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+        module = name.split(".")[0]
+        groups.setdefault(module if module in rates else "new", []).append(parameter)
+    groups = [{"params": parameters, "lr": rates[x]} for x, parameters in groups.items()]
     return torch.optim.AdamW(
         groups, lr=learning_rate, eps=adam_epsilon, weight_decay=0.0, fused=True
     )
@@ -141,7 +141,7 @@ def fit(
 ):
     """Trains from `progress` to the end; returns the record of the best evaluation on dev.
 
-    epochs            the groups of documents of each epoch (see `epoch_groups`), one after the other
+    epochs            the groups of documents of one epoch after the other (see `epoch_groups`)
     step(group)       trains on a group and returns its loss, a tensor
     evaluate()        -> the scores on dev, a dict
     keep(records, is_best)  writes the evaluations so far and, where the last is the best, weights
@@ -182,6 +182,8 @@ def fit(
     hidden = not distributed.is_first()
     bar = tqdm(None, "train", num_steps, mininterval=pause, disable=hidden, initial=progress.step)
     with bar, stop_requests() as requests:
+        if progress.step and distributed.is_first():
+            tqdm.write(f"going on after step {progress.step} of {num_steps}")
         if progress.evaluation_is_due:
             evaluate_now()
         for group in islice(chain.from_iterable(epochs), progress.step, num_steps):

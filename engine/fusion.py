@@ -23,8 +23,9 @@ def pseudo_documents(document, pairs, sentence_attention, threshold):
     """The parts of a document that are its pairs' evidence: a list of (pseudo document, entities of
     `document` that are its own), each distinct set of sentences once.
 
-    pairs [P, 2]; sentence_attention [P, S]: a sentence above the threshold is evidence. Where no mention of the head (tail) is in it, the first sentence that has one is
-    added. A pair without evidence has no pseudo document.
+    pairs [P, 2]; sentence_attention [P, S]: a sentence above the threshold is evidence. Where no
+    mention of the head (tail) is in it, the first sentence that has one is added. A pair without
+    evidence has no pseudo document.
     """
     where = [sorted({m["sent_id"] for m in mentions}) for mentions in document["vertexSet"]]
     chosen = {}

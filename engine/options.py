@@ -164,15 +164,10 @@ RECIPE = {*SETTINGS, "seed"} - {"init_path", "num_class", *MACHINE}
 
 
 def plain_kind(kind):
-    """The type of a flag's value without None and limits: str, int, Literal[...], tuple[...], ..."""
-    kind = (
-        next((x for x in get_args(kind) if x is not NoneType), kind) if _is_optional(kind) else kind
-    )
+    """The type of a flag's value without None and limits: int, Literal[...], tuple[...], ..."""
+    if NoneType in get_args(kind):
+        kind = next(x for x in get_args(kind) if x is not NoneType)
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
-
-
-def _is_optional(kind):
-    return NoneType in get_args(kind)
 
 
 def build_parser():

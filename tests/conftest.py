@@ -28,7 +28,7 @@ from encoders.loading import (
     build_encoder,
     load_tokenizer,
 )
-from engine import options
+from engine import device
 from engine.run_folder import save_config, save_weights
 from inputs.documents import read_documents
 from inputs.files import relation_ids
@@ -38,7 +38,7 @@ from prepro import docred_features
 from utils import set_seed
 
 # Tests compare more digits than bf16 has, and what "auto" is differs by processor.
-faster_on_cpu, options.faster_on_cpu = options.faster_on_cpu, lambda: "fp32"
+faster_on_cpu, device.faster_on_cpu = device.faster_on_cpu, lambda: "fp32"
 SHARED_DIR = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared"))
 REL2ID = relation_ids()
 

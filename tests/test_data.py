@@ -1,22 +1,20 @@
-"""The training file in passing: features as numbers, facts and counts, against reading it whole."""
+"""The files of a run: features, facts and counts."""
 
 import os
 import random
-import sys
-import tracemalloc
 from argparse import Namespace
 
 import numpy as np
 import pytest
-from conftest import REL2ID, make_document, read, shared
+from conftest import REL2ID, read, shared
 
 from encoders.loading import load_tokenizer
 from engine import data
-from engine.data import Data
+from engine.data import read_data
 from evaluation import evaluate, gold_facts, known_facts, named_facts
-from inputs.documents import iter_documents, read_documents
+from inputs.documents import read_documents
 from inputs.files import InputError, write_json
-from prepro import Features, docred_features
+from prepro import docred_features
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +22,12 @@ def bert(demo):
     return load_tokenizer(demo / "encoder")
 
 
-def data_of(folder, tokenizer, **more):
+def data_of(folder, tokenizer, trains=True):
     names = {f"{split}_file": f"{split}_revised.json" for split in ("train", "dev", "test")}
-    args = Namespace(data_dir=folder, max_seq_length=512, **names)
-    return Data(args, REL2ID, tokenizer, **more)
+    args = Namespace(data_dir=folder, max_seq_length=512, evidence_weight=0.0, **names)
+    args.train_batch_size, args.gradient_accumulation_steps = 4, 1
+    args.load_path = "" if trains else "a run"
+    return read_data(args, REL2ID, tokenizer)
 
 
 def assert_same_features(ours, theirs):
@@ -37,32 +37,6 @@ def assert_same_features(ours, theirs):
         assert mine["entity_pos"] == other["entity_pos"]
         assert mine["triples"].dtype == other["triples"].dtype
         assert np.array_equal(mine["triples"], other["triples"])
-
-
-def test_features_in_memory_are_those_that_were_given(golden_features):
-    """Real documents, and made-up ones without entities, mentions cut off, candidate pairs."""
-    features = list(golden_features.values())
-    empty = {"input_ids": [2, 3], "entity_pos": [], "triples": np.zeros((0, 3), np.int32)}
-    empty |= {"evidence": [], "sentence_bounds": [0]}
-    alone = empty | {"input_ids": [2, 9, 3], "entity_pos": [[(0, 1), (7, 9)]]}
-    two = {"pairs": np.array([[1, 0], [1, 2]]), "evidence": [(1, 0, 4), (1, 0, 5)]}
-    two |= {"triples": np.array([[1, 0, 7], [1, 0, 8]], np.int32)}
-    features = [empty, *features, alone, features[0] | two]
-    kept = Features(iter(features))
-    assert_same_features(kept, features)
-    for mine, other in zip(kept, features, strict=True):
-        assert all(mine[name] == other[name] for name in ("evidence", "sentence_bounds"))
-    assert np.array_equal(kept[-1]["pairs"], two["pairs"])
-    assert kept.lengths.tolist() == [len(x["input_ids"]) for x in features]
-    counts = [len(x["entity_pos"]) for x in features]
-    assert kept.num_entities.tolist() == counts
-    assert kept.num_pairs.tolist() == [*(n * (n - 1) for n in counts[:-1]), 2]
-    related = [len({(h, t) for h, t, _ in x["triples"].tolist()}) for x in features]
-    assert kept.num_related.tolist() == related and related[-1] == 1 < max(related)
-    assert kept.num_evidence.tolist() == [len(x["evidence"]) for x in features]
-    assert kept.largest.tolist() == [max(x["input_ids"]) for x in features]
-    with pytest.raises(IndexError):
-        kept[len(features)]
 
 
 def test_one_pass_gives_what_reading_whole_does(demo, bert, monkeypatch):
@@ -75,13 +49,13 @@ def test_one_pass_gives_what_reading_whole_does(demo, bert, monkeypatch):
     assert_same_features(ours.features["dev"], docred_features(dev, bert, 512, REL2ID))
     assert ours.documents == {"dev": dev, "test": test}
     assert ours.train_facts == named_facts(train) & (named_facts(dev) | named_facts(test))
-    described = ours.description
+    described = ours.files
     assert described["train"]["documents"] == len(train)
     assert described["train"]["triples"] == len(gold_facts(train))
     only_evaluates = data_of(demo, bert, trains=False)
     assert "train" not in only_evaluates.features
     assert only_evaluates.train_facts == ours.train_facts
-    assert only_evaluates.description == described
+    assert only_evaluates.files == described
 
 
 def test_ign_scores_need_no_other_facts(bert, tmp_path):
@@ -125,26 +99,3 @@ def test_a_fault_of_the_training_file_is_named(demo, bert, tmp_path):
     for trains in (True, False):
         with pytest.raises(InputError, match="train_revised.json: document 5 .*relation 'P0'"):
             data_of(tmp_path, bert, trains=trains)
-
-
-def test_memory_does_not_grow_with_the_training_file(bert, tmp_path, monkeypatch):
-    """Ten times the documents; their features are kept, packed, and some numbers of each."""
-    monkeypatch.setattr(data, "CHUNK", 10)
-    monkeypatch.setattr("inputs.documents.CHUNK", 10_000)
-    peaks = []
-    for size in (100, 1000):
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        rng = random.Random(0)
-        for split, count in {"train": size, "dev": 2, "test": 2}.items():
-            documents = [make_document(rng, title=f"{split} {i}") for i in range(count)]
-            write_json(folder / f"{split}_revised.json", documents)
-        data_of(folder, bert)  # what is made once
-        tracemalloc.start()
-        features = data_of(folder, bert).features["train"]
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert (folder / "train_revised.json").stat().st_size > 1_000_000
-    kept = sum(map(sys.getsizeof, features.records))
-    assert peaks[1] < peaks[0] + 1.1 * kept + 100 * 900
-    assert sum(1 for _ in iter_documents(folder / "train_revised.json")) == 1000

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, read
+from conftest import ROOT, read, small_model
 from safetensors.torch import load_file
 from test_resume import assert_same_end
 from test_train import flags, without_times
 
 import train
 from engine import distributed, resume
-from engine.options import parse_runs
 from inputs.files import InputError, write_json
 
 
@@ -134,12 +133,13 @@ def test_what_is_wrong_is_said_once(steady, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_docunet_needs_gpus(steady, monkeypatch):
-    (args,) = parse_runs(flags(steady, "", "--backbone", "docunet"))
-    alone = train.Run(args)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+def test_docunet_needs_gpus_and_images_of_one_size():
+    model = small_model(backbone="docunet")
     with pytest.raises(InputError, match="trains in several processes on GPUs only"):
-        train.Run(args, like=alone)
+        model.check_processes("cpu", 5)
+    with pytest.raises(InputError, match="--max_height: 12 is less than the 13 entities"):
+        model.check_processes("cuda", 13)
+    model.check_processes("cuda", 12)
 
 
 def test_processes_see_all_items_once(monkeypatch):
@@ -148,7 +148,7 @@ def test_processes_see_all_items_once(monkeypatch):
         parts = []
         for rank in range(count):
             monkeypatch.setenv("RANK", str(rank))
-            parts.append(distributed.part_of(list(range(length))))
+            parts.append(distributed.own_part(list(range(length))))
         assert sum(parts, []) == list(range(length))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -173,8 +173,17 @@ def test_a_step_of_two_batches_is_a_step_of_one(tokenizer):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         batches = [collate(group, TOKENS, **make) for group in groups]
-        parts = get_loss("ATL"), optimizer, schedule, scaler, torch.enable_grad
-        loss = train_step(model, batches, *parts, 1e9, evidence_weight=0.5)
+        loss = train_step(
+            model,
+            batches,
+            loss_function=get_loss("ATL"),
+            optimizer=optimizer,
+            schedule=schedule,
+            scaler=scaler,
+            autocast=torch.enable_grad,
+            max_grad_norm=1e9,
+            evidence_weight=0.5,
+        )
         losses.append((loss.item(), model.head_extractor.weight.detach().clone()))
         with torch.no_grad():
             alone = small_model(backbone="dreeam").train()

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 import evaluation
 import predict
-from engine.data import Data
+from engine.data import read_data
 from engine.scoring import to_official
 from evaluation import evaluate, read_logits
 from inputs.documents import read_documents, read_predictions
@@ -137,6 +137,7 @@ def test_documents_at_their_limits(tmp_path, works):
 ARGS = {
     **{"data_dir": "", "train_file": "a.json", "dev_file": "a.json", "test_file": "a.json"},
     "max_seq_length": 64,
+    "load_path": "a run",
 }
 
 
@@ -149,7 +150,7 @@ def test_documents_of_broken_bytes(tmp_path, works, folder, tokenizer, monkeypat
     seen = Counter()
     for change in BYTES.values():
         path.write_bytes(change(as_bytes(BASE)))
-        found, message = outcome(lambda: Data(args, REL2ID, tokenizer), path)
+        found, message = outcome(lambda: read_data(args, REL2ID, tokenizer), path)
         seen[message is None] += 1
         if message is None:
             works(found.documents["dev"])

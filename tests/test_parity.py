@@ -93,7 +93,7 @@ def test_loss_and_gradient(golden_dir, name):
 def test_losses_that_the_paper_does_not_have(golden_dir, name, loss, options):
     golden = np.load(golden_dir / "losses_more.npz")
     logits = torch.tensor(golden["logits"], dtype=torch.float64, requires_grad=True)
-    value = LOSSES[loss][0](logits, torch.tensor(golden["labels"]), **options)
+    value = LOSSES[loss](logits, torch.tensor(golden["labels"]), **options)
     value.backward()
     expected, gradient = golden[f"{name}_loss"], golden[f"{name}_grad"]
     # The released NCRL computes in float32.
@@ -147,12 +147,12 @@ def test_training_trajectory(golden_models, golden_features, golden_tokenizer, n
         loss = train_step(
             model,
             [batch],
-            loss_function,
-            optimizer,
-            schedule,
-            scaler,
-            amp,
-            golden["max_grad_norm"],
+            loss_function=loss_function,
+            optimizer=optimizer,
+            schedule=schedule,
+            scaler=scaler,
+            autocast=amp,
+            max_grad_norm=golden["max_grad_norm"],
         )
         assert abs(loss.item() - golden["loss"][name][step]) < 1e-3
 

@@ -88,8 +88,8 @@ def run(folder, source, target, *more):
 def test_relations_are_the_models(extractor, corpus, expected):
     """Against the model's logits, document by document, and the rule of decoding in loops."""
     for document, record in zip(corpus, expected, strict=True):
-        (feature,) = docred_features([document], extractor.tokenizer)
-        batch = extractor.collate([feature])
+        (feature,) = docred_features([document], extractor.predictor.tokenizer)
+        batch = extractor.predictor.collate([feature], sentences=True)
         del batch["labels"]
         with torch.no_grad():
             logits, shares = extractor.model(**batch)
@@ -182,7 +182,7 @@ def test_missed_relations_and_their_patterns(tokenizer, loss_type, lower):
     extractor = RelationExtractor(model, tokenizer, device="cpu")
     document = make_document(random.Random(5), 7) | {"labels": []}
     (feature,) = docred_features([document], tokenizer)
-    batch = extractor.collate([feature])
+    batch = extractor.predictor.collate([feature], sentences=True)
     labels = batch.pop("labels").fill_(False)
     with torch.no_grad():
         logits, _ = model(**batch)
@@ -218,7 +218,7 @@ def test_real_documents(extractor, tokenizer):
     features = docred_features(documents, tokenizer)
     assert max(len(f["input_ids"]) for f in features) > 512
     for document, feature, record in zip(documents, features, records, strict=True):
-        batch = extractor.collate([feature])
+        batch = extractor.predictor.collate([feature], sentences=True)
         del batch["labels"]
         with torch.no_grad():
             predicted = decode(extractor.model(**batch)[0])

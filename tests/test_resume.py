@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_train import flags, without_times
 
 import train
-from engine import resume, training
+from engine import fit, resume, scoring
 from inputs.files import UNFINISHED, InputError, remove_unfinished
 
 KILLS = int(os.environ.get("KILLS", 1))  # docs/reliability.md: KILLS=20
@@ -48,15 +48,16 @@ class Killed(BaseException):
 
 def run_until(step, arguments, monkeypatch, seed=66):
     """Breaks the run of this seed off after that step."""
-    original = training.Training.step
+    original, taken = fit.train_step, []
 
-    def break_off(self, group):
-        if self.progress["step"] == step and self.args.seed == seed:
+    def break_off(*args, **more):
+        if len(taken) == step and torch.initial_seed() == seed:
             raise Killed
-        original(self, group)
+        taken.append(None)
+        return original(*args, **more)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training.Training, "step", break_off)
+        patch.setattr(fit, "train_step", break_off)
         train.main(arguments)
 
 
@@ -106,18 +107,19 @@ def test_killed_at_a_random_moment(demo, whole, tmp_path, kill):
 def test_a_stop_saves_and_says_how_to_go_on(demo, whole, tmp_path, monkeypatch, number, capsys):
     before = signal.getsignal(signal.SIGINT)  # ignored, in a job in the background
     arguments = flags(demo, tmp_path / "a")
-    original = training.Training.step
+    original, taken = fit.train_step, []
 
-    def stop(self, group):
-        original(self, group)
-        if self.progress["step"] == 6:  # in the middle of the second epoch
+    def stop(*args, **more):
+        taken.append(original(*args, **more))
+        if len(taken) == 6:  # in the middle of the second epoch
             os.kill(os.getpid(), number)
+        return taken[-1]
 
-    monkeypatch.setattr(training.Training, "step", stop)
+    monkeypatch.setattr(fit, "train_step", stop)
     with pytest.raises(KeyboardInterrupt, match="after step 6 of 8; .* --resume goes on"):
         train.main(arguments)
     assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr(training.Training, "step", original)
+    monkeypatch.setattr(fit, "train_step", original)
     train.main([*arguments, "--resume"])
     assert "going on after step 6 of 8" in capsys.readouterr().out
     assert_same_end(tmp_path / "a", whole)
@@ -126,11 +128,11 @@ def test_a_stop_saves_and_says_how_to_go_on(demo, whole, tmp_path, monkeypatch, 
 def test_a_kill_during_the_evaluation_loses_no_step(demo, whole, tmp_path, monkeypatch, capsys):
     arguments = flags(demo, tmp_path / "a")
 
-    def evaluate(self):
+    def score(*args, **more):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training.Training, "evaluate", evaluate)
+        patch.setattr(scoring, "score", score)
         train.main(arguments)
     train.main([*arguments, "--resume"])
     assert "going on after step 4 of 8" in capsys.readouterr().out
@@ -139,15 +141,16 @@ def test_a_kill_during_the_evaluation_loses_no_step(demo, whole, tmp_path, monke
 
 def test_a_stop_during_the_last_evaluation_is_heard(demo, whole, tmp_path, monkeypatch):
     arguments = flags(demo, tmp_path / "a", "--seeds", "66", "2")
-    original = training.Training.evaluate
+    original, taken = scoring.score, []
 
-    def evaluate(self):
-        if self.progress["step"] == 8:
+    def score(*args, **more):
+        taken.append(original(*args, **more))
+        if len(taken) == 2:  # after the last step
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self)
+        return taken[-1]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="the last step"):
-        patch.setattr(training.Training, "evaluate", evaluate)
+        patch.setattr(scoring, "score", score)
         train.main(arguments)
     assert not (tmp_path / "a/seed2").exists()
     train.main([*flags(demo, tmp_path / "a/seed66"), "--resume"])
@@ -209,7 +212,7 @@ def test_a_broken_newer_state_takes_no_place(stopped):
     torch.save({"x": 1}, folder / "state-00000501.pt")
     torch.save([1], folder / "state-00000502.pt")
     assert resume.load_state(folder)["progress"]["step"] == 6
-    resume.save_state(folder, 7, {"progress": {"step": 7}})
+    resume.save_state(folder, {}, {}, {"step": 7}, "cpu")
     names = [path.name for path in resume.state_files(folder)]
     assert names == ["state-00000007.pt", "state-00000006.pt"]
 
@@ -272,13 +275,13 @@ def test_the_best_weights_and_the_state_go_together(demo, tmp_path, monkeypatch)
     arguments = flags(demo, tmp_path / "a", "--evaluation_steps", "1")
     scores = iter([0.1, 0.3, 0.2, 0.25, 0.5, 0.4])
 
-    def score(self, *arguments):
+    def score(*arguments, **more):
         return {"f1": next(scores), "precision": 0.0, "recall": 0.0}, []
 
-    monkeypatch.setattr(train.Run, "score", score)
+    monkeypatch.setattr(scoring, "score", score)
     run_until(6, arguments, monkeypatch)
     state = resume.load_state(tmp_path / "a")
-    assert training.best_of(state["progress"]["records"])["step"] == 5 == state["progress"]["step"]
+    assert fit.best_of(state["progress"]["records"])["step"] == 5 == state["progress"]["step"]
     weights = load_file(tmp_path / "a" / "model.safetensors")
     assert all(torch.equal(weights[name], state["model"][name]) for name in weights)
 
@@ -377,18 +380,13 @@ def test_a_kill_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypatch):
-    original = training.train_step
+    original, taken = fit.train_step, []
 
-    def diverge(*arguments):
-        loss = original(*arguments)
-        return loss * float("nan") if diverge.step == 6 else loss
+    def diverge(*arguments, **more):
+        taken.append(original(*arguments, **more))
+        return taken[-1] * float("nan") if len(taken) == 6 else taken[-1]
 
-    def count(*arguments):
-        diverge.step += 1
-        return diverge(*arguments)
-
-    diverge.step = 0
-    monkeypatch.setattr(training, "train_step", count)
+    monkeypatch.setattr(fit, "train_step", diverge)
     with pytest.raises(InputError, match="the loss is nan at step 6: try a smaller"):
         train.main(flags(demo, tmp_path / "a", "--save_steps", "1"))
     assert resume.load_state(tmp_path / "a")["progress"]["step"] == 5
@@ -396,11 +394,11 @@ def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypat
 
 @pytest.mark.parametrize("is_gpu", [True, False])
 def test_out_of_memory_is_one_line(demo, tmp_path, monkeypatch, is_gpu):
-    def fail(*_):
+    def fail(*_, **__):
         if is_gpu:
             raise torch.OutOfMemoryError("CUDA out of memory")
         torch.empty(2**60)
 
-    monkeypatch.setattr(training, "train_step", fail)
+    monkeypatch.setattr(fit, "train_step", fail)
     with pytest.raises(InputError, match="out of memory; take a smaller --train_batch_size"):
         train.main(flags(demo, tmp_path / "a"))

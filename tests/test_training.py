@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from backbones import BACKBONES
-from engine import distributed, prediction, resume, training
+from engine import distributed, fit, inference, resume
 from engine.fit import make_optimizer, make_schedule, train_step
+from engine.scoring import stack
 from inputs.files import InputError
 from losses import get_loss
 from prepro import docred_features
@@ -43,12 +44,15 @@ class Step:
         self.schedule = make_schedule(self.optimizer, 10, 0.0)
         self.scaler = torch.amp.GradScaler("cpu", scale, enabled=precision == "fp16")
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-        self.amp = partial(torch.autocast, "cpu", dtype=dtype, enabled=dtype is not None)
+        self.autocast = partial(torch.autocast, "cpu", dtype=dtype, enabled=dtype is not None)
         self.max_grad_norm = max_grad_norm
 
     def __call__(self, batches, loss="ATL", num_pairs=None):
-        parts = self.optimizer, self.schedule, self.scaler, self.amp, self.max_grad_norm
-        return train_step(self.model, batches, get_loss(loss), *parts, num_pairs).item()
+        return train_step(self.model, batches, **self.parts(loss), num_pairs=num_pairs).item()
+
+    def parts(self, loss):
+        names = "optimizer", "schedule", "scaler", "autocast", "max_grad_norm"
+        return {name: getattr(self, name) for name in names} | {"loss_function": get_loss(loss)}
 
     def weights(self):
         return torch.cat([x.detach().flatten() for x in self.model.parameters()])
@@ -209,10 +213,9 @@ def test_a_step_waits_for_nothing(features, batch, backbone, precision):
     if transformers.__version__ < "5":
         pytest.skip("transformers 4 looks into the mask")
     step, whole = Step(precision, backbone=backbone), batch(features[:3])
-    parts = step.optimizer, step.schedule, step.scaler, step.amp, 1.0
     step([whole])  # the optimizer's first step makes its state
     with Waits() as waits:
-        train_step(step.model, [whole, batch(features[3:5])], get_loss("HingeABL"), *parts)
+        train_step(step.model, [whole, batch(features[3:5])], **step.parts("HingeABL"))
     assert waits.seen == []
 
 
@@ -220,10 +223,10 @@ def test_labels_and_counts_of_an_evaluation_stay_on_the_cpu(
     features, tokenizer, monkeypatch, batch
 ):
     sent = []
-    monkeypatch.setattr(prediction, "to_device", lambda x, device: sent.append(sorted(x)) or x)
+    monkeypatch.setattr(inference, "to_device", lambda x, device: sent.append(sorted(x)) or x)
     model = small_model(vocab_size=200)
-    amp = partial(torch.autocast, "cpu", enabled=False)
-    logits, labels, _ = prediction.predict_logits(model, features, batch, "cpu", 4, amp, "try")
+    how = {"max_seq_length": 512, "batch_size": 4, "precision": "fp32"}
+    logits, labels = stack(inference.Predictor(model, tokenizer, **how)(features, "try"))
     assert sent and all("labels" not in names for names in sent)
     whole = batch(features)
     assert torch.equal(labels, whole["labels"])
@@ -234,7 +237,9 @@ def test_labels_and_counts_of_an_evaluation_stay_on_the_cpu(
 def test_groups_of_learning_rates():
     rates = {"encoder": 1.0, "new": 2.0, "unet": 3.0}
     model = small_model(backbone="docunet")
-    optimizer = make_optimizer(model, 1.0, 2.0, unet_lr=3.0)
+    optimizer = make_optimizer(
+        model, 1.0, 2.0, own_rates=dict.fromkeys(("liner", "segmentation_net"), 3.0)
+    )
     rate_of = {id(x): group["lr"] for group in optimizer.param_groups for x in group["params"]}
     kinds = {"model": "encoder", "liner": "unet", "segmentation_net": "unet"}
     kinds |= dict.fromkeys(("head_extractor", "tail_extractor", "bilinear"), "new")
@@ -246,13 +251,13 @@ def test_groups_of_learning_rates():
 def test_losses_are_fetched_once(demo, tmp_path, monkeypatch):
     """Every ten steps, and each only once: not all since the last evaluation anew."""
     fetched = []
-    original = training.Training.fetch_losses
+    original = fit.fetch_losses
 
-    def watch(self):
-        fetched.append(len(self.pending))
-        original(self)
+    def watch(pending, step):
+        fetched.append(len(pending))
+        return original(pending, step)
 
-    monkeypatch.setattr(training.Training, "fetch_losses", watch)
+    monkeypatch.setattr(fit, "fetch_losses", watch)
     more = "--train_batch_size", "1", "--num_train_epochs", "2"
     train.main(flags(demo, tmp_path / "a", *more))
     assert fetched == [10, 6, 4, 10, 2]  # 16 documents an epoch
@@ -260,13 +265,13 @@ def test_losses_are_fetched_once(demo, tmp_path, monkeypatch):
 
 
 def test_an_evaluation_records_the_steps_since_the_last(demo, tmp_path, monkeypatch):
-    losses, original = [], training.train_step
+    losses, original = [], fit.train_step
 
-    def watch(*args):
-        losses.append(original(*args))
+    def watch(*args, **more):
+        losses.append(original(*args, **more))
         return losses[-1]
 
-    monkeypatch.setattr(training, "train_step", watch)
+    monkeypatch.setattr(fit, "train_step", watch)
     train.main(flags(demo, tmp_path / "a", "--evaluation_steps", "3"))
     records = without_times(tmp_path / "a")
     assert [(x["epoch"], x["step"]) for x in records] == [(1, 3), (1, 4), (2, 6), (2, 8)]
@@ -279,9 +284,9 @@ def test_one_state_an_epoch(demo, tmp_path, monkeypatch):
     saved = []
     original = resume.save_state
 
-    def watch(folder, step, content):
-        saved.append(step)
-        original(folder, step, content)
+    def watch(folder, parts, settings, progress, device):
+        saved.append(progress["step"])
+        original(folder, parts, settings, progress, device)
 
     monkeypatch.setattr(resume, "save_state", watch)
     train.main(flags(demo, tmp_path / "a", "--num_train_epochs", "3"))
@@ -340,14 +345,14 @@ def test_batches():
     rng = np.random.default_rng(0)
     sizes = rng.integers((3, 0), (500, 600), (100, 2)).tolist()
     features = [{"input_ids": [0] * x, "entity_pos": [[]] * y} for x, y in sizes]
-    made = list(prediction.batches(features, 8))
+    made = list(inference.batches(features, 8))
     assert sorted(i for batch in made for i in batch) == list(range(100))
     lengths = [len(features[i]["input_ids"]) for batch in made for i in batch]
     assert lengths == sorted(lengths, reverse=True)
     for batch in made:
         most = max(len(features[i]["entity_pos"]) for i in batch)
         longest = len(features[batch[0]]["input_ids"])
-        assert len(batch) == 1 or len(batch) * longest * most**2 <= prediction.LARGEST
+        assert len(batch) == 1 or len(batch) * longest * most**2 <= inference.LARGEST
     assert len(made) > 100 / 8 and max(map(len, made)) == 8
     small = [{"input_ids": [0] * 50, "entity_pos": [[]] * 9}] * 20
-    assert list(map(len, prediction.batches(small, 8))) == [8, 8, 4]
+    assert list(map(len, inference.batches(small, 8))) == [8, 8, 4]
