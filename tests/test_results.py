@@ -12,10 +12,12 @@ import pytest
 from conftest import ROOT, read, shared
 
 from evaluation import SHARES
+from inputs.files import InputError, sha256_of
 
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "bench")]
 import convert_bio
 import precision
+import select_documents
 
 RUNS = ROOT / "results/redocred-992"
 MPNET = ROOT / "results/redocred-992-mpnet"
@@ -468,3 +470,71 @@ def test_what_fusion_exchanges(documents):
             for x in (shifted - fused, fused - shifted)
         )
         assert f"with {loss} {gone} for {new}" in page
+
+
+@pytest.mark.parametrize("size, form", [(992, []), (2612, ["--compact"])])
+def test_training_files_are_made_again(tmp_path, size, form):
+    source = shared("redocred-2612/train_revised.json")
+    output, titles = tmp_path / "new/train.json", ROOT / f"meta/titles_{size}.txt"
+    where = ["--input", str(source), "--titles", str(titles), "--output", str(output)]
+    select_documents.main([*where, *form])
+    same = shared(f"redocred-{size}/train_revised.json")
+    assert sha256_of(output) == sha256_of(same)
+    if size == 992:
+        recorded = read(RUNS / "ATL-seed66/results.json")["data"]["train"]
+        assert (recorded["documents"], recorded["sha256"]) == (992, sha256_of(output))
+
+
+def test_titles_are_taken_in_their_order_and_a_missing_one_is_named(tmp_path):
+    source, titles, output = (tmp_path / name for name in ("a.json", "titles.txt", "b.json"))
+    source.write_text(
+        json.dumps([{"title": x, "sents": [], "vertexSet": [], "labels": []} for x in "AB"])
+    )
+
+    def select(titles):
+        where = ["--input", str(source), "--titles", str(titles), "--output", str(output)]
+        select_documents.main(where)
+
+    titles.write_text("B\nA\n")
+    select(titles)
+    assert [x["title"] for x in read(output)] == ["B", "A"]
+    titles.write_text("A\nC\nD\n")
+    with pytest.raises(InputError, match="a.json: lacks 2 of the 3 titles of .*, first 'C'$"):
+        select(titles)
+    with pytest.raises(InputError, match="none.txt: No such file"):
+        select("none.txt")
+
+
+def test_what_the_page_says_of_the_training_files():
+    page = (ROOT / "docs/data.md").read_text()
+    files = {"train, 992": "redocred-992/train", "train, 2,612": "redocred-2612/train"}
+    files |= {"dev": "redocred-2612/dev", "test": "redocred-2612/test"}
+    splits = {name: read(shared(f"{file}_revised.json")) for name, file in files.items()}
+    rows = {row["Re-DocRED"]: row for row in rows_of(page, "Re-DocRED")}
+    assert rows.keys() == files.keys()
+    chosen, counts = {"P54", "P58", "P86", "P1412", "P3373"}, []
+    for name, documents in splits.items():
+        facts = sum(len(facts_of(d)) for d in documents)
+        pairs = sum(len(d["vertexSet"]) * (len(d["vertexSet"]) - 1) for d in documents)
+        assert rows[name]["documents"] == f"{len(documents):,}"
+        assert rows[name]["facts"] == f"{facts:,}"
+        assert rows[name]["facts a document"] == f"{facts / len(documents):.1f}"
+        assert rows[name]["facts in 1,000 pairs"] == f"{1000 * facts / pairs:.1f}"
+        counts.append(sum(any(r in chosen for *_, r in facts_of(d)) for d in documents))
+    shares = [f"{100 * n / len(d):.0f} %" for n, d in zip(counts, splits.values(), strict=True)]
+    text = " ".join(page.split())
+    assert counts[0] == counts[1] and f"{counts[0]} contain one of" in text
+    said = "({}; of the 2,612 they are {}, of dev {}, of test {})"
+    assert said.format(*shares) in text
+
+    known = {d["title"]: d for d in splits["train, 2,612"]}
+    (dev,) = (d for name in ("dev", "test") for d in splits[name] if d["title"] in known)
+    train = known["Lark Force"]
+    assert (dev["sents"], dev["vertexSet"]) == (train["sents"], train["vertexSet"])
+    ours, theirs = facts_of(train), facts_of(dev)
+    said = "but {} facts in the one and {} in the other ({} in common)"
+    assert said.format(len(ours), len(theirs), len(ours & theirs)) in text
+
+
+def facts_of(document):
+    return {(x["h"], x["t"], x["r"]) for x in document["labels"]}
