@@ -82,7 +82,7 @@ def run(args, data=None):
         kinds = {"test": results, "test_tuned": results.get("tuned", {})}
         kinds["test_fused"] = results.get("fusion", {})
         scores = {kind: x.get("test", {}) for kind, x in kinds.items()}
-        log({f"{kind}/{name}": x for kind, of in scores.items() for name, x in of.items()})
+        log({f"{kind}/{name}": x for kind, of in scores.items() for name, x in of.items()}, None)
         finish(args, results, predictor, folder)
     return data
 

@@ -74,7 +74,7 @@ class RelationExtractor:
             batch_size=batch_size,
             precision=precision,
         )
-        self.model, self.batch_size = model, batch_size
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.evidence_threshold = evidence_threshold
         if evidence_threshold is None:
             self.evidence_threshold = config.evidence_threshold

@@ -104,7 +104,7 @@ class Own:
     num_train_epochs: at_least(1) = flag(30)
     group_by_length: bool = flag(False, "train on batches of documents of like length")
     evaluation_steps: int = flag(-1, "also evaluate every so many steps")
-    seed: int = flag(66, row=True)
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = flag(66, row=True)
     precision: Literal["auto", "fp32", "fp16", "bf16"] = flag(
         "auto", "auto: the fastest of this device"
     )
@@ -193,11 +193,14 @@ def build_parser():
 
 def check_value(name, value, shown):
     """Raises InputError, with the name `shown`, unless the flag can have that value."""
+    kind = FLAGS[name].type
     try:
         if not isinstance(value, Path):
-            msgspec.convert(value, FLAGS[name].type, strict=True)
+            msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         reason = re.sub("`|(, got| - at).*", "", str(error)).replace("Expected", "expected")
+        if reason.startswith("Invalid enum"):
+            reason = f"is none of {', '.join(get_args(plain_kind(kind)))}"
         raise InputError(f"{shown}: {value!r:.80}: {reason}") from None
     numbers = value if isinstance(value, (list, tuple)) else [value]
     if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):

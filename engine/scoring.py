@@ -76,13 +76,16 @@ def predicted_facts(predicted, features, rel2id):
         start += len(pairs)
 
 
-def to_official(predicted, features, rel2id, sentence_attention, evidence_threshold):
-    """Multi-hot predictions of all pairs -> a submission: a list of {title, h_idx, t_idx, r,
-    evidence}. sentence_attention: of each document [P, S]."""
+def to_official(predicted, features, rel2id, sentence_attention=None, evidence_threshold=0.2):
+    """Multi-hot predictions of all pairs -> a submission: a list of {title, h_idx, t_idx, r}, and
+    with sentence_attention (of each document [P, S]) evidence: the sentences with more of a pair's
+    attention than the threshold."""
     submission = []
-    above = [(x > evidence_threshold).numpy() for x in sentence_attention]
+    above = [(x > evidence_threshold).numpy() for x in sentence_attention or ()]
     for i, row, fact in predicted_facts(predicted, features, rel2id):
-        submission.append(fact | {"evidence": np.flatnonzero(above[i][row]).tolist()})
+        if sentence_attention is not None:
+            fact["evidence"] = np.flatnonzero(above[i][row]).tolist()
+        submission.append(fact)
     return submission
 
 

@@ -9,7 +9,7 @@ def start_wandb(args):
     """A function (record, step) that logs to wandb, or to nowhere; needs no account by default. A
     run that goes on, goes on there, too: its folder keeps wandb's name of it."""
     if args.wandb == "disabled" or not distributed.is_first():
-        return lambda record, step=None: None
+        return lambda record, step: None
     import wandb
 
     if wandb.run:

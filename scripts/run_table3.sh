@@ -5,8 +5,8 @@
 #   SEEDS     default "1 5 42 66 233"
 #   LOSSES    default: the seven of Table 3; others: PMTEM, NCRL, ATGL. Variants: HingeABL:joint
 #             (--hinge_norm), HingeABL:m3 and AML:m2 (--margin), AFL:g2 (--gamma), HingeABL:joint:m3,
-#             PMTEM:e0.1,0.5 (--entropy_weight), NCRL:s0.05 (--ncrl_shift), ATGL:w4
-#             (--positive_weight)
+#             PMTEM:w0.1,0.5 (--entropy_weight), NCRL:s0.05 (--ncrl_shift), ATGL:w4
+#             (--positive_weight); losses.py says how they are named
 #   RECIPE    bert (default), roberta or minilm: which of scripts/run_*.sh to run
 #   ENCODER   default: the recipe's
 #   DATA      folder of the data files; default: REDOCRED_DIR, or Re-DocRED is downloaded
@@ -21,46 +21,28 @@ RECIPE="${RECIPE:-bert}"
 source "$(dirname "${BASH_SOURCE[0]}")/run_many.sh"
 OUT="${OUT:-$ROOT/runs/table3-$RECIPE}"
 
-# HingeABL:joint:m3 -> name HingeABL-joint-m3 (without what is the default anyway), and its flags
-parse_loss() {
-  local parts part number='[0-9]+([.][0-9]+)?'
-  IFS=: read -ra parts <<< "$1"
-  name="${parts[0]}" flags=(--loss_type "${parts[0]}")
-  [[ "$KNOWN" == *" $name "* ]] || fail "LOSSES: $1 is unknown, it is none of${KNOWN% }"
-  for part in "${parts[@]:1}"; do
-    if [[ "$name-$part" =~ ^(HingeABL.*|AML)-m$number$ ]]; then
-      flags+=(--margin "${part#m}")
-    elif [[ "$name-$part" =~ ^AFL-g$number$ ]]; then
-      flags+=(--gamma "${part#g}")
-    elif [[ "$name-$part" =~ ^HingeABL.*-(joint|separate)$ ]]; then
-      flags+=(--hinge_norm "$part")
-    elif [[ "$name-$part" =~ ^PMTEM-e$number,$number$ ]]; then
-      part="${part#e}"
-      flags+=(--entropy_weight "${part%,*}" "${part#*,}")
-      part="e$part"
-    elif [[ "$name-$part" =~ ^NCRL-s$number$ ]]; then
-      flags+=(--ncrl_shift "${part#s}")
-    elif [[ "$name-$part" =~ ^ATGL-w$number$ ]]; then
-      flags+=(--positive_weight "${part#w}")
-    else
-      fail "LOSSES: $1: :$part is unknown; there are :joint and :m3 of HingeABL, :m2 of AML, :g2 of" \
-        "AFL, :e1,1 of PMTEM, :s0.05 of NCRL and :w4 of ATGL"
-    fi
-    case "${parts[0]}:$part" in
-      HingeABL:separate | HingeABL:m5 | AML:m1 | AFL:g1 | PMTEM:e1,1 | NCRL:s0 | ATGL:w16.5) ;;
-      *) name+="-$part" ;;
-    esac
-  done
-}
-
-KNOWN=" $(PYTHONPATH="$ROOT" "$PYTHON" -c 'from losses import LOSSES; print(*LOSSES)') "
+# Each loss as a line of words: its name in run folders (HingeABL-joint-m3 of HingeABL:joint:m3:m5,
+# without what is the default anyway) and its flags.
+LINES="$(PYTHONPATH="$ROOT" "$PYTHON" -c 'import sys
+from losses import loss_label, read_label
+for label in sys.argv[1:]:
+    try:
+        loss, options = read_label(label)
+    except ValueError as error:
+        sys.exit(f"error: LOSSES: {error}")
+    flags = [f"--loss_type {loss}"]
+    for name, value in options.items():
+        values = value if isinstance(value, tuple) else [value]
+        flags.append(f"--{name} " + " ".join(map(str, values)))
+    print(loss_label(loss, options).replace(":", "-"), *flags)
+' ${LOSSES:-ATL balance_softmax AML AFL SAT MeanSAT HingeABL})" || exit 2
 first=
 for seed in $SEEDS; do
   first="${first:-$seed}"
-  for loss in ${LOSSES:-ATL balance_softmax AML AFL SAT MeanSAT HingeABL}; do
-    parse_loss "$loss"
-    [[ "$seed" != "$first" ]] || flags+=(--save_logits)
-    add_run "$name" "$seed" "${flags[@]}" --tune_threshold
-  done
+  while read -r name flags; do
+    [[ "$seed" != "$first" ]] || flags+=" --save_logits"
+    # shellcheck disable=SC2086  # words without blanks
+    add_run "$name" "$seed" $flags --tune_threshold
+  done <<< "$LINES"
 done
 run_all "$@"

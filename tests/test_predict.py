@@ -25,7 +25,7 @@ from conftest import (
 from test_documents import FORMS, GOOD
 
 import predict
-from engine import checkpoint
+from engine import run_folder
 from engine.extractor import WINDOW, RelationExtractor
 from evaluation import evaluate, prediction_patterns
 from inputs.documents import read_documents, read_predictions
@@ -88,7 +88,7 @@ def run(folder, source, target, *more):
 def test_relations_are_the_models(extractor, corpus, expected):
     """Against the model's logits, document by document, and the rule of decoding in loops."""
     for document, record in zip(corpus, expected, strict=True):
-        (feature,) = docred_features([document], extractor.predictor.tokenizer)
+        (feature,) = docred_features([document], extractor.tokenizer)
         batch = extractor.predictor.collate([feature], sentences=True)
         del batch["labels"]
         with torch.no_grad():
@@ -390,7 +390,7 @@ def test_evidence_threshold_is_a_share(extractor):
 
 BAD_FOLDERS = {
     "no tokenizer": ({}, "cannot be loaded"),
-    "no loss": ({"loss_type": "x"}, "loss_type: 'x' is none of ATL"),
+    "no loss": ({"loss_type": "x"}, "loss_type: 'x': is none of ATL"),
     "classes": ({"id2label": {"0": "Na"}, "label2id": {"Na": 0}}, "bilinear.weight is [97, "),
     "encoder": ({"encoder": "bert-base-cased"}, "encoder: not an object"),
     "vocabulary": ({}, "tokenizer: id "),
@@ -492,7 +492,7 @@ def test_model_of_the_hub(folder, corpus, expected, tmp_path, monkeypatch):
     """Downloaded with snapshot_download, here a stub."""
     asked = []
     monkeypatch.setattr(
-        checkpoint, "snapshot_download", lambda name, **_: asked.append(name) or str(folder)
+        run_folder, "snapshot_download", lambda name, **_: asked.append(name) or str(folder)
     )
     (tmp_path / "in.json").write_text(json.dumps(corpus))
     assert_same(run("somebody/model", tmp_path / "in.json", tmp_path / "out.json"), expected)

@@ -253,7 +253,7 @@ BAD_RUNS = {
     "fp16": (["--precision", "fp16"], "--precision fp16: needs a GPU"),
     "no weights": (["--init_path", "nowhere"], "--init_path nowhere: no such file or folder"),
     "no run": (["--load_path", "tests"], "--load_path tests: not a run folder"),
-    "not UTF-8": (["--test_file", "a\udcff.json"], r"--test_file: a\udcff.json is not UTF-8"),
+    "not UTF-8": (["--test_file", "a\udcff.json"], r"--test_file: 'a\udcff.json': not UTF-8"),
     "long seed": (["--seed", "9" * 30], "--seed: "),
     "meta": (["--device", "meta"], "--device meta: neither cpu nor cuda"),
     "small U-Net": (
