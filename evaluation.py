@@ -38,7 +38,7 @@ def named_facts(documents):
 
 
 def known_facts(path, truth, rel2id=None):
-    """What the scores of `truth` ask of a training file of any size, read in passing: its facts by
+    """What the scores of `truth` ask of a training file, which is streamed: its facts by
     name, as far as `truth` has them too, and its facts of every relation (`count_relations`).
     rel2id: see `documents.iter_documents`, which also says what is refused."""
     wanted, found, counts = named_facts(truth), set(), Counter()
@@ -216,18 +216,18 @@ def ranked_right(logits, labels):
     return lowest_true > highest_false
 
 
-SHARES = "F/(T+F)", "FN/F", "FN_CRK/FN"
+RATIOS = "F/(T+F)", "FN/F", "FN_CRK/FN"
 
 
 def count_patterns(logits, labels, threshold=None, shift=0.0):
-    """Counts of the PATTERNS, and their SHARES."""
+    """Counts of the PATTERNS, and their RATIOS."""
     patterns = prediction_patterns(logits, labels, threshold, shift)
     counts = np.bincount(patterns, minlength=5)
-    shares = zip(SHARES, pattern_shares(counts).tolist(), strict=True)
-    return dict(zip(PATTERNS, counts.tolist(), strict=True)) | dict(shares)
+    ratios = zip(RATIOS, pattern_ratios(counts).tolist(), strict=True)
+    return dict(zip(PATTERNS, counts.tolist(), strict=True)) | dict(ratios)
 
 
-def pattern_shares(counts):
+def pattern_ratios(counts):
     """The paper's Table 4 of numbers of pairs by PATTERNS, [..., 5] -> [..., 3]; 0 of nothing."""
     pairs, missed = np.sum(counts, -1), counts[..., 3] + counts[..., 4]
     false = counts[..., 2] + missed
@@ -284,7 +284,7 @@ def format_scores(scores):
     if "TP" in scores:
         lines += [
             "   ".join(f"{name} {scores[name]}" for name in PATTERNS),
-            "   ".join(f"{name} {p[name]} %" for name in SHARES),
+            "   ".join(f"{name} {p[name]} %" for name in RATIOS),
         ]
     return "\n".join(lines)
 

@@ -151,8 +151,8 @@ def pmtem_loss(logits, labels, entropy_weight: tuple[NotNegative, NotNegative] =
     entropy = -yes.exp() * yes - no.exp() * no
     loss = -yes[:, 1:].sum(1)
     for weight, part in zip(entropy_weight, (positive, negative), strict=True):
-        share = part.sum(1).clamp(min=1).to(loss.dtype).reciprocal().mean()
-        loss = loss + weight * share * (entropy * part).sum(1)
+        scale = part.sum(1).clamp(min=1).to(loss.dtype).reciprocal().mean()
+        loss = loss + weight * scale * (entropy * part).sum(1)
     return loss.mean()
 
 
@@ -293,15 +293,15 @@ def _shown(value):
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def evidence_loss(shares, counts):
+def evidence_loss(sentence_attention, counts):
     """DREEAM's (Ma et al., EACL 2023, Eq. 6), summed over pairs: KL(v || p), v = counts / sum.
 
-    shares: p, the share of a pair's attention on every sentence, [P, S]; counts: how many of the
-    pair's relations name the sentence as evidence, [P, S]. A pair without evidence adds 0. Where p
-    is 0 (a sentence that was cut off) it counts as 1e-30.
+    sentence_attention: p, the part of a pair's attention on every sentence, [P, S]; counts: how
+    many of the pair's relations name the sentence as evidence, [P, S]. A pair without evidence adds
+    0. Where p is 0 (a sentence that was cut off) it counts as 1e-30.
     """
     v = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    log_p = shares.float().clamp(min=1e-30).log()
+    log_p = sentence_attention.float().clamp(min=1e-30).log()
     return (torch.special.xlogy(v, v) - v * log_p).sum()
 
 
@@ -314,8 +314,8 @@ def margins(logits, loss_type="ATL", num_labels=4):
     """s_r - s_TH, by how much every relation exceeds the threshold, [pairs, classes]; -inf for
     what is never predicted: class 0, and what lies below a pair's `num_labels` highest.
 
-    Ties at the last place stay; -1 for no limit. Where the threshold is fixed at 0, class 0 is an
-    ordinary class and takes one of the places, as in the released code. (Where class 0 is the
+    Ties at the last rank stay; -1 for no limit. Where the threshold is fixed at 0, class 0 is an
+    ordinary class and counts among the `num_labels`, as in the released code. (Where class 0 is the
     threshold it may: what lies below it is not predicted anyway.)
     """
     above = logits - threshold_of(logits, loss_type)

@@ -12,7 +12,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from encoders.loading import new_encoder
-from encoders.rows import at_least_float32, autocast_dtype, encode_windows, full_precision
+from encoders.mention_attention import (
+    at_least_float32,
+    autocast_dtype,
+    encode_windows,
+    full_precision,
+)
 from inputs.files import relation_ids
 
 
@@ -24,7 +29,7 @@ class DocREConfig(PretrainedConfig):
     loss_type        what it is trained with, which also says how it is decoded. The options of
                      losses (losses.LOSSES) are kept under their own names
     evidence_weight  of DREEAM's evidence loss, 0: none
-    evidence_threshold  share of a pair's attention above which a sentence is its evidence
+    evidence_threshold  a sentence with more of a pair's attention is its evidence
     fusion_threshold  of engine/fusion.py, None: not tuned (train.py --fusion)
     labels_per_pair  most relations of a pair, -1: no limit (--num_labels; transformers' num_labels
                      is the number of classes)
@@ -75,7 +80,7 @@ class DocREModel(PreTrainedModel):
 
     DocREModel(config) is an object of the class that config.backbone names. encoder: a transformers
     encoder with weights (`encoders.loading.build_encoder`), None: a new one of config.encoder.
-    context_size: width of a pair's context. `cpu_kernels`: see `encoders.rows.encode_windows`.
+    context_size: width of a pair's context. `cpu_kernels`: see `encode_windows`.
     """
 
     config_class = DocREConfig
@@ -149,16 +154,16 @@ class DocREModel(PreTrainedModel):
     ):
         """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32.
 
-        sentences [B, L, S], 1 where a token belongs to a sentence: also the share of each pair's
+        sentences [B, L, S], 1 where a token belongs to a sentence: also the part of each pair's
         attention q that lies on each sentence, [P, S] in float32.
         """
-        tokens, rows = self.encode(input_ids, attention_mask, mention_pos, windows)
+        tokens, mention_attention = self.encode(input_ids, attention_mask, mention_pos, windows)
         entities = entity_embeddings(tokens, mention_pos, entity_mentions)  # [B, E, d]
-        attention = entity_attention(rows, entity_mentions)  # [B, E, heads, L]
+        attention = entity_attention(mention_attention, entity_mentions)  # [B, E, heads, L]
         logits = self.classify(tokens, entities, attention, num_entities, pairs)
         if sentences is None:
             return logits
-        return logits, sentence_shares(attention, sentences, pairs, self.eps)
+        return logits, sentence_attention(attention, sentences, pairs, self.eps)
 
     def encode(self, input_ids, attention_mask, mention_pos, windows):
         """Token embeddings [B, L, d] and the attention from every mention's marker to all tokens,
@@ -172,16 +177,16 @@ class DocREModel(PreTrainedModel):
         inside = (pos >= 0) & (pos < input_ids.shape[1])
         pos = pos.clamp(0, input_ids.shape[1] - 1)
         inside &= window_valid.gather(1, pos)
-        hidden, rows = encode_windows(self.model, input_ids, attention_mask, pos, **how)
-        rows = rows * inside[:, :, None, None]
-        return merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask)
+        hidden, attention = encode_windows(self.model, input_ids, attention_mask, pos, **how)
+        attention = attention * inside[:, :, None, None]
+        return merge_windows(hidden, attention, window_doc, window_start, window_valid, doc_mask)
 
-    def combine(self, linear, entities, contexts, pairs, place):
+    def combine(self, linear, entities, contexts, pairs, context_index):
         """linear's grouped bilinear form of every pair's head and tail, each seen with the pair's
-        context, contexts[place]: float32 [P, outputs of linear]."""
+        context, contexts[context_index]: float32 [P, outputs of linear]."""
         doc, head, tail = pairs.T
-        z_head = extract(self.head_extractor, entities, (doc, head), contexts, place)  # [P, emb]
-        z_tail = extract(self.tail_extractor, entities, (doc, tail), contexts, place)
+        z_head = extract(self.head_extractor, entities, (doc, head), contexts, context_index)
+        z_tail = extract(self.tail_extractor, entities, (doc, tail), contexts, context_index)
         return grouped_bilinear(z_head, z_tail, linear, self.config.block_size)
 
 
@@ -195,8 +200,8 @@ class ATLOP(DocREModel, backbone="atlop"):
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
         contexts = localized_contexts(tokens, attention, self.eps)  # [B, E (E - 1) / 2, d]
-        place = unordered_pair(pairs, entities.shape[1])
-        return self.combine(self.bilinear, entities, contexts, pairs, place)
+        context_index = unordered_pair(pairs, entities.shape[1])
+        return self.combine(self.bilinear, entities, contexts, pairs, context_index)
 
 
 AutoConfig.register(DocREConfig.model_type, DocREConfig)
@@ -210,28 +215,29 @@ def new_model(encoder, rel2id=None, **settings):
     return DocREModel(DocREConfig(encoder.config, label2id=rel2id, **settings), encoder)
 
 
-def merge_windows(hidden, rows, window_doc, window_start, window_valid, doc_mask):
+def merge_windows(hidden, attention, window_doc, window_start, window_valid, doc_mask):
     """Windows [W, T] back to documents [B, L]: embeddings are averaged where windows overlap,
-    attention rows are added and, of documents of several windows, renormalised."""
+    mention attention is added and, of documents of several windows, renormalised."""
     valid = window_valid.to(hidden.dtype)
     width = valid.shape[1]
     num_docs, length = doc_mask.shape
-    place = window_start[:, None] + torch.arange(width, device=valid.device)
+    index = window_start[:, None] + torch.arange(width, device=valid.device)
     # [W T], in the tokens of all documents; padding, which adds zeros, may point anywhere
-    place = (place.clamp(max=length - 1) + window_doc[:, None] * length).flatten()
+    index = (index.clamp(max=length - 1) + window_doc[:, None] * length).flatten()
 
     def add_up(values):  # [W, T, n] -> [B, L, n]
         total = values.new_zeros(num_docs * length, values.shape[2])
-        return total.index_add(0, place, values.flatten(0, 1)).unflatten(0, (num_docs, length))
+        return total.index_add(0, index, values.flatten(0, 1)).unflatten(0, (num_docs, length))
 
     count = add_up(valid[:, :, None])
     tokens = add_up(hidden * valid[:, :, None]) / count.clamp(min=1)
-    rows = rows * window_valid[:, None, None, :]
-    shape = rows.shape[1:3]
-    rows = add_up(rows.permute(0, 3, 1, 2).flatten(2)).unflatten(2, shape).permute(0, 2, 3, 1)
+    attention = attention * window_valid[:, None, None, :]
+    shape = attention.shape[1:3]
+    summed = add_up(attention.permute(0, 3, 1, 2).flatten(2))
+    attention = summed.unflatten(2, shape).permute(0, 2, 3, 1)
     is_long = doc_mask.sum(1) > width
-    renormalised = rows / (rows.sum(-1, keepdim=True) + 1e-10)
-    return tokens, torch.where(is_long[:, None, None, None], renormalised, rows)
+    renormalised = attention / (attention.sum(-1, keepdim=True) + 1e-10)
+    return tokens, torch.where(is_long[:, None, None, None], renormalised, attention)
 
 
 def entity_embeddings(tokens, mention_pos, entity_mentions):
@@ -253,12 +259,12 @@ def entity_embeddings(tokens, mention_pos, entity_mentions):
     return torch.where(known, total.where(known, 1.0).log() + top, 0.0)
 
 
-def entity_attention(rows, entity_mentions):
-    """Mean of the attention rows of each entity's mentions, [B, E, heads, L]; zeros without one."""
-    share = entity_mentions.to(rows.dtype)
-    share = share / share.sum(2, keepdim=True).clamp(min=1)
-    with full_precision(rows):
-        return (share @ rows.flatten(2)).unflatten(2, rows.shape[2:])
+def entity_attention(attention, entity_mentions):
+    """Mean of the attention of each entity's mentions, [B, E, heads, L]; zeros without one."""
+    weights = entity_mentions.to(attention.dtype)
+    weights = weights / weights.sum(2, keepdim=True).clamp(min=1)
+    with full_precision(attention):
+        return (weights @ attention.flatten(2)).unflatten(2, attention.shape[2:])
 
 
 def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
@@ -276,7 +282,7 @@ def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
         return q.transpose(1, 2) @ at_least_float32(tokens)
 
 
-def sentence_shares(attention, sentences, pairs, eps):
+def sentence_attention(attention, sentences, pairs, eps):
     """How much of each pair's q lies on each sentence, [P, S] (p in DREEAM, Eq. 5). The rest lies
     on the special tokens."""
     contexts = localized_contexts(sentences.to(attention.dtype), attention, eps)
@@ -290,7 +296,7 @@ def shared_attention(attention):
 
 
 def unordered_pair(pairs, num_entities, diagonal=False):
-    """(document, place of {head, tail} among the pairs i < j of the entities, row by row);
+    """(document, index of {head, tail} among the pairs i < j of the entities, row by row);
     diagonal: among i <= j."""
     doc, head, tail = pairs.T
     i, j = torch.minimum(head, tail), torch.maximum(head, tail)
@@ -299,13 +305,13 @@ def unordered_pair(pairs, num_entities, diagonal=False):
     return doc, i * (2 * num_entities - i - 1) // 2 + j - i - 1
 
 
-def extract(linear, entities, of_pair, contexts, place):
+def extract(linear, entities, entity_index, contexts, context_index):
     """tanh(W [h; c] + b) of every pair, [P, emb], as tanh(W_1 h + b + W_2 c): W_1 h once an entity,
-    W_2 c once a context; of_pair and place are the pair's among entities and contexts."""
+    W_2 c once a context; the two indices are of the pair, among entities and contexts."""
     width, dtype = entities.shape[-1], linear.weight.dtype  # a model may be loaded in bf16
     by_entity = F.linear(entities.to(dtype), linear.weight[:, :width], linear.bias)
     by_context = F.linear(contexts.to(dtype), linear.weight[:, width:])
-    return torch.tanh(by_entity[of_pair] + by_context[place])
+    return torch.tanh(by_entity[entity_index] + by_context[context_index])
 
 
 def grouped_bilinear(z_head, z_tail, linear, block_size):

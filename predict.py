@@ -54,7 +54,7 @@ ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
 def write_output(records, path, form="relations"):
-    """Writes a file, which is moved into place at the end, or standard output, "-"."""
+    """Writes a file, which appears at the end, whole, or standard output, "-"."""
     write_records = FORMATS[form]
     if path != "-":
 
@@ -90,7 +90,7 @@ def parse_args(argv=None):
     add(
         "--evidence_threshold",
         type=float,
-        help="share of a pair's attention above which a sentence is evidence; default: the model's",
+        help="a sentence with more of a pair's attention is evidence; default: the model's",
     )
     add("--threshold_shift", type=float, default=0.0, help="what train.py --tune_threshold found")
     add("--fusion", action="store_true", help="also predict the pairs' evidence alone")

@@ -41,11 +41,11 @@ def main(argv=None):
             with run_folder.locked(args.output_dir), out_of_memory_as_one_line(args.device):
                 check_output_dir(args)  # again: another run may have ended here in between
                 if not distributed.broadcast(partial(resume.is_finished, args)):
-                    data = run(args, data)
+                    data = train_and_evaluate(args, data)
             gc.collect()  # models lie in cycles; the next seed needs their memory
 
 
-def run(args, data=None):
+def train_and_evaluate(args, data=None):
     """Trains where that is asked for, evaluates, and leaves the run folder. data: of the run of
     another seed, which need not be read again; returned for the next."""
     folder = Path(args.output_dir) if args.output_dir else None

@@ -167,17 +167,17 @@ def _evidence(features):
     counts = [np.zeros((len(pairs_of(feature)), most), dtype=np.float32) for feature in features]
     for feature, of_pair in zip(features, counts, strict=True):
         head, tail, sentence = np.array(feature["evidence"], dtype=np.int64).reshape(-1, 3).T
-        np.add.at(of_pair, (_rows(feature, head, tail), sentence), 1)
+        np.add.at(of_pair, (_pair_index(feature, head, tail), sentence), 1)
     return np.concatenate(counts)
 
 
-def _rows(feature, head, tail):
-    """The places of pairs among those of the document that are classified."""
+def _pair_index(feature, head, tail):
+    """The indices of pairs among those of the document that are classified."""
     if "pairs" not in feature:
         return head * (len(feature["entity_pos"]) - 1) + tail - (tail > head)
-    place = {pair: k for k, pair in enumerate(map(tuple, feature["pairs"].tolist()))}
-    rows = [place[pair] for pair in zip(head.tolist(), tail.tolist(), strict=True)]
-    return np.array(rows, dtype=np.int64)
+    index = {pair: k for k, pair in enumerate(map(tuple, feature["pairs"].tolist()))}
+    found = [index[pair] for pair in zip(head.tolist(), tail.tolist(), strict=True)]
+    return np.array(found, dtype=np.int64)
 
 
 def _pairs(features, num_class):
@@ -186,7 +186,7 @@ def _pairs(features, num_class):
         ends = pairs_of(feature)
         pairs.append(np.concatenate([np.full((len(ends), 1), i), ends], axis=1))
         head, tail, relation = feature["triples"].T
-        rows.append(total + _rows(feature, head, tail))
+        rows.append(total + _pair_index(feature, head, tail))
         classes.append(relation)
         total += len(ends)
     labels = np.zeros((total, num_class), dtype=bool)

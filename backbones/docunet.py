@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from msgspec import Meta
 from torch import nn
 
-from encoders.rows import at_least_float32, full_precision
+from encoders.mention_attention import at_least_float32, full_precision
 from inputs.files import InputError
 from model import DocREModel, shared_attention
 

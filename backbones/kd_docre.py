@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from encoders.rows import at_least_float32
+from encoders.mention_attention import at_least_float32
 from model import DocREModel, localized_contexts, unordered_pair
 
 
@@ -34,11 +34,11 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
         context_place = unordered_pair(cells, most, diagonal=True)
         embeddings = self.combine(self.projection, entities, contexts, cells, context_place)
         embeddings = embeddings.to(self.projection.weight.dtype)
-        place = tuple(cells.T)
+        index = tuple(cells.T)
         is_cell = torch.zeros(num_docs, most, most, dtype=torch.bool, device=cells.device)
         # Not True alone, a number of the host's, for which the host would wait for a GPU.
-        is_cell[place] = torch.ones_like(cells[:, 0], dtype=torch.bool)
-        embeddings = embeddings + self.axial_transformer(embeddings, place, is_cell)
+        is_cell[index] = torch.ones_like(cells[:, 0], dtype=torch.bool)
+        embeddings = embeddings + self.axial_transformer(embeddings, index, is_cell)
         return at_least_float32(self.classifier(embeddings[: pairs.shape[0]]))
 
 
@@ -52,11 +52,11 @@ class AxialTransformer(nn.Module):
         self.ffns = nn.ModuleList(nn.Linear(width, width) for _ in layers)
         self.lns = nn.ModuleList(nn.LayerNorm(width) for _ in layers)
 
-    def forward(self, x, place, is_cell):
-        """x [N, d], the embeddings of the cells of the documents' grids; place: document, head and
+    def forward(self, x, index, is_cell):
+        """x [N, d], the embeddings of the cells of the documents' grids; index: document, head and
         tail of every cell; is_cell [B, E, E]: where a grid has one."""
         for attention, ffn, norm in zip(self.axial_attns, self.ffns, self.lns, strict=True):
-            x = norm(ffn(x + attention(x, place, is_cell)))
+            x = norm(ffn(x + attention(x, index, is_cell)))
         return x
 
 
@@ -69,11 +69,11 @@ class AxialAttention(nn.Module):
             nn.ModuleDict({"fn": SelfAttention(width, num_heads)}) for _ in range(2)
         )
 
-    def forward(self, x, place, is_cell):
+    def forward(self, x, index, is_cell):
         over_heads, over_tails = (attention["fn"] for attention in self.axial_attentions)
-        doc, head, tail = place
+        doc, head, tail = index
         columns = over_heads(x, (doc, tail, head), is_cell.transpose(1, 2))
-        return columns + over_tails(x, place, is_cell)
+        return columns + over_tails(x, index, is_cell)
 
 
 class SelfAttention(nn.Module):
@@ -86,10 +86,10 @@ class SelfAttention(nn.Module):
         self.to_kv = nn.Linear(width, 2 * width, bias=False)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x, place, is_cell):
-        """Attention of every cell of x [N, d] to its line; place: document, line and position in
+    def forward(self, x, index, is_cell):
+        """Attention of every cell of x [N, d] to its line; index: document, line and position in
         the line of every cell. Only the attention itself sees padding."""
-        doc, line, position = place
+        doc, line, position = index
         num_docs, most, _ = is_cell.shape
 
         def lines(part):  # [N, d] -> [B, E, heads, E, size of a head]

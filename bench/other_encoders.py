@@ -45,8 +45,8 @@ KINDS = {
 @contextmanager
 def returned_attention():
     """The way of an encoder that nothing is known about."""
-    with mock.patch("encoders.loading.computes_rows", lambda config: False):
-        with mock.patch("encoders.rows.computes_rows", lambda config: False):
+    with mock.patch("encoders.loading.computes_attention", lambda config: False):
+        with mock.patch("encoders.mention_attention.computes_attention", lambda config: False):
             yield
 
 

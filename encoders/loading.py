@@ -5,7 +5,7 @@ import re
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from encoders.rows import computes_rows, dropout_name, run_encoder
+from encoders.mention_attention import computes_attention, dropout_name, run_encoder
 from inputs.files import InputError, reason_of
 
 SMALLEST_WINDOW = 8
@@ -54,7 +54,7 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
             f"encoder {shown}: its weights hold {len(unknown)} that this version of transformers "
             f"does not know, first {unknown[0]}"
         )
-    if not computes_rows(config):
+    if not computes_attention(config):
         _check_returns_attention(encoder, shown)
     return encoder.float()
 
@@ -76,7 +76,7 @@ def new_encoder(config):
 
 def attention_of(config):
     """How transformers is to compute attention: the encoders that only return it, plainly."""
-    if not computes_rows(config):
+    if not computes_attention(config):
         return {"attn_implementation": "eager"}
     # transformers 4 would take FlashAttention, which leaves padding out of the layers' outputs
     return {"attn_implementation": "sdpa"} if config.model_type == "modernbert" else {}

@@ -54,15 +54,15 @@ def deberta_v2(encoder, attention, calls, mention_pos):
         return scores / divisor(attention)
     bucket = encoder.encoder.get_rel_pos(key[:, :, 0])[0][mention_pos]  # [W, R, T]
 
-    def place(embeddings):
-        return place_of(bucket, embeddings)[:, :, None].expand(scores.shape)
+    def index(embeddings):
+        return index_of(bucket, embeddings)[:, :, None].expand(scores.shape)
 
     if "c2p" in attention.pos_att_type:
         terms = contract("wrhs,nhs->wrhn", query, pos_key[0])
-        scores = scores + terms.gather(3, place(pos_key))
+        scores = scores + terms.gather(3, index(pos_key))
     if "p2c" in attention.pos_att_type:
         terms = contract("wths,nhs->whtn", key, pos_query[0])
-        terms = terms.gather(3, place(pos_query).permute(0, 2, 3, 1))  # [W, heads, T, R]
+        terms = terms.gather(3, index(pos_query).permute(0, 2, 3, 1))  # [W, heads, T, R]
         scores = scores + terms.permute(0, 3, 1, 2)
     return scores / divisor(attention)
 
@@ -76,7 +76,7 @@ def _of_distances(attention, calls):
     return calls.get("pos_query_proj", [None])[0], calls.get("pos_key_proj", [None])[0]
 
 
-def place_of(bucket, embeddings):
+def index_of(bucket, embeddings):
     """Of a bucket, among the distances' embeddings [1, distances, ..]; 0 lies in the middle."""
     count = embeddings.shape[1]
     return (bucket + count // 2).clamp(0, count - 1)
@@ -106,19 +106,19 @@ def modernbert(encoder, attention, calls, mention_pos):
     themselves; in these next to -inf where |i - j| > local_attention / 2."""
     joint = calls["Wqkv"][0].unflatten(-1, (3, -1, attention.head_dim))
     query, key = joint[:, :, 0], joint[:, :, 1]
-    places = torch.arange(key.shape[1], device=key.device)[None]
+    positions = torch.arange(key.shape[1], device=key.device)[None]
     if hasattr(attention, "rotary_emb"):  # transformers 4: one a layer
         is_local = attention.local_attention != (-1, -1)
-        cos, sin = attention.rotary_emb(key, places)
+        cos, sin = attention.rotary_emb(key, positions)
     else:
         kind = attention.config.layer_types[attention.layer_idx]
         is_local = kind == "sliding_attention"
-        cos, sin = encoder.rotary_emb(key, places, kind)
+        cos, sin = encoder.rotary_emb(key, positions, kind)
     query, key = apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=2)
     scores = products(at_mentions(query, mention_pos), key) * attention.head_dim**-0.5
     if is_local:
-        far = ~is_near(encoder.config, mention_pos[:, :, None], places)
-        # not -inf, which padding gets: a place in the padding may have no real token near
+        far = ~is_near(encoder.config, mention_pos[:, :, None], positions)
+        # not -inf, which padding gets: a position in the padding may have no real token near
         scores = scores.masked_fill(far[:, :, None], torch.finfo(scores.dtype).min)
     return scores
 
@@ -131,9 +131,9 @@ def is_near(config, first, second):
 def local_mask(encoder, whole):
     """ModernBERT's mask of local attention, of the one of global attention [W, 1, T, T]. Padding
     sees at least itself: attention to nothing may be NaN."""
-    places = torch.arange(whole.shape[-1], device=whole.device)
-    is_same = places == places[:, None]
-    return whole & is_near(encoder.config, places, places[:, None]) | is_same
+    positions = torch.arange(whole.shape[-1], device=whole.device)
+    is_same = positions == positions[:, None]
+    return whole & is_near(encoder.config, positions, positions[:, None]) | is_same
 
 
 SCORES = {
@@ -170,7 +170,7 @@ def tables(encoder, attention, query, calls, length):
     by_distance = torch.cat([buckets[0].flip(0), buckets[1:, 0]])  # of i - j, from 1 - T to T - 1
     of_key = of_query = None
     if "c2p" in attention.pos_att_type:
-        of_key = pos_key[0, place_of(by_distance, pos_key).flip(0)]
+        of_key = pos_key[0, index_of(by_distance, pos_key).flip(0)]
     if "p2c" in attention.pos_att_type:
-        of_query = pos_query[0, place_of(by_distance, pos_query)] * scale
+        of_query = pos_query[0, index_of(by_distance, pos_query)] * scale
     return query, (None, of_key, of_query)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from encoders.rows import computes_rows
+from encoders.mention_attention import computes_attention
 from inputs.files import InputError
 
 
@@ -179,7 +179,7 @@ def replicate(model):
         model,
         gradient_as_bucket_view=True,
         # LUKE has parameters for entities that take no part; the usual encoders have none such.
-        find_unused_parameters=not computes_rows(model.model.config),
+        find_unused_parameters=not computes_attention(model.model.config),
     )
 
 

@@ -39,8 +39,8 @@ class RelationExtractor:
     """Documents -> relations, with a model and its tokenizer.
 
     device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
-    documents are cut there; evidence_threshold: the share of a pair's attention above which a
-    sentence is its evidence; None: the model's own. threshold_shift: added to the threshold of the
+    documents are cut there; evidence_threshold: a sentence with more of a pair's
+    attention is its evidence; None: the model's own. threshold_shift: added to the threshold of the
     relations, see losses.decode; train.py --tune_threshold finds it. fusion: also predict the
     pairs' evidence alone (engine/fusion.py; train.py --fusion finds its threshold, to which no
     shift is added). Raises InputError.
@@ -94,16 +94,16 @@ class RelationExtractor:
 
         title      str
         relations  a list, by head, tail and class:
-            head, tail  {entity: its place, name: of its first mention, mentions: name, type,
+            head, tail  {entity: its number, name: of its first mention, mentions: name, type,
                         sent_id and pos of each; of a text's also start and end}
             relation    property, e.g. "P17"
             name        of the property
             score       how far its logit lies above the threshold (below, if negative, which needs
                         fusion or a shift)
             evidence    the sentences that show it: those with more of the pair's attention than
-                        evidence_threshold, places
-            sentences   the (at most three) that the pair attends to most: {sentence: its place,
-                        weight: share of the pair's attention, text}. The rest of the attention
+                        evidence_threshold, numbers
+            sentences   the (at most three) that the pair attends to most: {sentence: its number,
+                        weight: part of the pair's attention, text}. The rest of the attention
                         lies on other sentences and on the special tokens.
 
         and of a document with labels also

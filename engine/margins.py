@@ -101,5 +101,5 @@ def _from_varints(data):
     data = np.frombuffer(data, np.uint8)
     starts = np.flatnonzero(np.append(True, data[:-1] < 128)[: len(data)])
     lengths = np.diff(starts, append=len(data))
-    place = np.arange(len(data)) - np.repeat(starts, lengths)
-    return np.add.reduceat((data & 127).astype(np.int64) << 7 * place, starts)
+    index = np.arange(len(data)) - np.repeat(starts, lengths)
+    return np.add.reduceat((data & 127).astype(np.int64) << 7 * index, starts)

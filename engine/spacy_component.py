@@ -105,8 +105,8 @@ def _as_numbers(x, part):
 
 
 def _relations(doc):
-    def spans(places):  # expand: tokens may have been merged since
-        return [doc.char_span(start, end, alignment_mode="expand") for start, end in places]
+    def spans(ranges):  # expand: tokens may have been merged since
+        return [doc.char_span(start, end, alignment_mode="expand") for start, end in ranges]
 
     length, found = doc.user_data.get("docre", (0, []))
     if length != len(doc.text):  # of the document that this one was cut from

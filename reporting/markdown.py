@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 
-from evaluation import PATTERNS, SHARES
+from evaluation import PATTERNS, RATIOS
 from inputs.files import printable
 
 
@@ -90,7 +90,7 @@ def significance_table(found):
 
 
 def differences(rows):
-    names = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1"} | {x: x for x in SHARES}
+    names = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1"} | {x: x for x in RATIOS}
     names = {key: name for key, name in names.items() if key in rows[0]}
     head = ["backbone", "loss", "against", "seeds"]
     for name in names.values():

@@ -20,7 +20,7 @@ from typing_extensions import NotRequired, TypedDict  # Python 3.10 lacks the fi
 from backbones import BACKBONES
 from engine.options import SAVED_WITH_MODEL, SETTINGS, Options
 from engine.scoring import shift_curve
-from evaluation import PATTERNS, SHARES, f1_score, prediction_patterns, read_logits
+from evaluation import PATTERNS, RATIOS, f1_score, prediction_patterns, read_logits
 from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
 from losses import LOSSES, margins
 from model import DocREConfig
@@ -39,7 +39,7 @@ LETTERS = {
     "ncrl_shift": "s",
     "positive_weight": "w",
 }
-SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *SHARES)
+SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *RATIOS)
 FUSED = ("f1", "ign_f1", "evi_f1")
 
 # --- The files that train.py writes, as far as the report reads them ---------------------------

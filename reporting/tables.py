@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from evaluation import PATTERNS, SHARES, named_facts, pattern_shares
+from evaluation import PATTERNS, RATIOS, named_facts, pattern_ratios
 from inputs.files import InputError
 from reporting.runs import FAULTS, FUSED, SCORES, Patterns
 from reporting.statistics import paired_bootstrap, read_counts, scores_of_counts
@@ -18,7 +18,7 @@ from reporting.statistics import paired_bootstrap, read_counts, scores_of_counts
 MICRO = {"F1": "test.f1", "Ign F1": "test.ign_f1"}
 MACRO = {"macro F1": "test.macro_f1", "macro Ign F1": "test.macro_ign_f1"}
 FALSE = {name: f"dev.{name}" for name in ("FP", "FN_CRK", "FN_IRK")}
-TABLE_4 = {name: f"dev.{name}" for name in SHARES}
+TABLE_4 = {name: f"dev.{name}" for name in RATIOS}
 TUNED = {
     "test F1": "test.f1",
     "test F1, shifted": "tuned.test.f1",
@@ -95,7 +95,7 @@ def paper_numbers(paper):
         backbones[backbone, x["own_loss"]] = {"F1": x["F1"], "Ign F1": x["Ign_F1"]}
         shown = {"F1": x["F1_HingeABL"], "Ign F1": x["Ign_F1_HingeABL"]}
         backbones[backbone, "HingeABL"] = shown
-    ratios, macro = {name: name for name in SHARES}, {"macro F1": "F1", "macro Ign F1": "Ign_F1"}
+    ratios, macro = {name: name for name in RATIOS}, {"macro F1": "F1", "macro Ign F1": "Ign_F1"}
     return {
         1: {("atlop", "ATL"): paper["table1_atl_patterns"]},
         2: backbones,
@@ -215,7 +215,7 @@ def significance(group, references, splits, rel2id, resamples=10_000):
     if facts is None:
         for row in sum(found.values(), []):
             del row["ign_f1"]
-    shares = {"scores_of": pattern_shares, "names": SHARES}
+    shares = {"scores_of": pattern_ratios, "names": RATIOS}
     found["patterns"] = compared(patterns, references, resamples, **shares)
     for kind, of_kind in {"": counts["test"], "patterns.json: ": patterns}.items():
         notes += [kind + note for note in not_compared(of_kind, references)]

@@ -140,7 +140,7 @@ def test_evidence_loss_against_slow_version():
 
 def test_gradients_of_the_evidence_loss(tokenizer):
     """Of the attention that makes the shares, by gradcheck."""
-    from model import sentence_shares
+    from model import sentence_attention
 
     features = docred_features([document_of(1, 3, 3)], tokenizer)
     batch = collate(features, TOKENS, sentences=True, evidence=True)
@@ -151,13 +151,13 @@ def test_gradients_of_the_evidence_loss(tokenizer):
     assert counts.sum() > 0
 
     def loss(x):
-        shares = sentence_shares(x, batch["sentences"].double(), batch["pairs"], 1e-30)
+        shares = sentence_attention(x, batch["sentences"].double(), batch["pairs"], 1e-30)
         v = counts / counts.sum(1, keepdim=True).clamp(min=1)
         return -(v * shares.log()).sum()
 
     assert torch.autograd.gradcheck(loss, attention.requires_grad_(), atol=1e-4)
     exact = torch.autograd.grad(loss(attention), attention)[0]
-    shares = sentence_shares(attention, batch["sentences"].double(), batch["pairs"], 1e-30)
+    shares = sentence_attention(attention, batch["sentences"].double(), batch["pairs"], 1e-30)
     (ours,) = torch.autograd.grad(evidence_loss(shares, counts), attention)
     assert torch.allclose(ours, exact, rtol=1e-5, atol=1e-7)
 

@@ -78,7 +78,7 @@ def check(folder):
 
 @pytest.mark.parametrize("file,line", [
     ("inputs/files.py", "import model"),
-    ("encoders/rows.py", "from engine import options"),
+    ("encoders/mention_attention.py", "from engine import options"),
     ("model.py", "from backbones import BACKBONES"),
     ("engine/training.py", "import train"),
     ("reporting/tables.py", "from viewing import page"),

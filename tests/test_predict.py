@@ -32,7 +32,7 @@ from inputs.documents import read_documents, read_predictions
 from inputs.files import InputError, run_main, write_json
 from inputs.texts import new_documents
 from losses import decode
-from model import localized_contexts, sentence_shares
+from model import localized_contexts, sentence_attention
 from model import unordered_pair as place_of
 from prepro import docred_features
 from utils import collate
@@ -320,7 +320,7 @@ def test_shares_are_of_the_attention_that_makes_the_context_also_over_several_wi
     with torch.no_grad():
         model(**batch)
         every = torch.eye(seen["tokens"].shape[1], dtype=torch.float64).expand(2, -1, -1)
-        q = sentence_shares(seen["attention"], every, batch["pairs"], 1e-5)
+        q = sentence_attention(seen["attention"], every, batch["pairs"], 1e-5)
         contexts = localized_contexts(seen["tokens"], seen["attention"])
     doc, place = place_of(batch["pairs"], seen["attention"].shape[1])
     assert torch.allclose(

@@ -11,7 +11,7 @@ from made_runs import row_of, write_run
 from test_evaluation import f1_of, slow_pattern
 
 import report
-from evaluation import SHARES, evaluate
+from evaluation import RATIOS, evaluate
 from inputs.documents import read_documents
 from reporting.markdown import plain
 from reporting.statistics import COMPARED_SCORES, document_counts, scores_of_counts
@@ -190,7 +190,7 @@ def test_significance_in_the_report(made, data):
     text = f"| atlop | HingeABL | ATL | 1, 5, 42 | {row['f1']['difference']:+.2f} | "
     assert f"{text}{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f} |" in markdown
     row = row_of(compared["patterns"], "HingeABL", against="ATL")
-    for name in SHARES:
+    for name in RATIOS:
         runs = [
             [read(x / "results.json") for x in folders_of[y]] for y in ("hinge-{}", "atl/seed{}")
         ]

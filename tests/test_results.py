@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from conftest import ROOT, read, shared
 
-from evaluation import SHARES
+from evaluation import RATIOS
 from inputs.files import InputError, sha256_of
 
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "bench")]
@@ -224,7 +224,7 @@ def test_the_tables_of_the_report():
         dev = [read(folder / "results.json")["dev"] for folder in runs_of(row)]
         for name in ("FP", "FN_CRK", "FN_IRK"):
             assert row[name] == f"{statistics.mean(x[name] for x in dev):,.0f}"
-        for name in SHARES:
+        for name in RATIOS:
             assert row[name] == mean([100 * x[name] for x in dev])
 
 
@@ -276,7 +276,7 @@ def test_the_verdicts():
     of_dev = compared("patterns")
     assert "C2 is counted on dev, with five seeds" in text
     assert of_dev["seeds"] == [1, 5, 42, 66, 233]
-    for name, unit in zip(SHARES, ("", " points", ""), strict=True):
+    for name, unit in zip(RATIOS, ("", " points", ""), strict=True):
         assert difference(of_dev[name], unit) in claims["C2"], name
     shares = [
         100 * read(folder / "results.json")["dev"]["FN_CRK/FN"] for folder in RUNS.glob("ATL-*")

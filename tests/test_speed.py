@@ -13,9 +13,9 @@ sys.path.insert(0, str(ROOT / "bench"))
 import baseline
 
 import evaluation
+from encoders.cpu_unpadded import Attention, Dropout, attend, dropout, keep
 from encoders.loading import load_tokenizer
-from encoders.packed import Attention, Dropout, attend, dropout, keep
-from encoders.rows import attention_rows, encode_windows
+from encoders.mention_attention import attention_at_mentions, encode_windows
 from engine.fit import epoch_groups
 from engine.scoring import to_official
 from inputs.documents import read_documents
@@ -134,7 +134,7 @@ def test_attention_with_dropout_against_a_slow_version(monkeypatch):
     q, k, v = (x.detach() for x in qkv())
     lengths, heads, rate, seed = [5, 1, 17], 4, 0.4, 3
     for block in (1, 2 * 17**2, 10**6):
-        monkeypatch.setattr("encoders.packed.BLOCK", block)
+        monkeypatch.setattr("encoders.cpu_unpadded.BLOCK", block)
         ours = Attention.apply(q, k, v, lengths, heads, rate, seed)
         random, start, dropped = np.random.SFC64(seed), 0, 0
         for length in lengths:
@@ -240,9 +240,9 @@ def test_attention_rows_of_bf16_come_from_scores_in_float32():
     places = torch.randint(40, (2, 5), generator=generator)
     rest = torch.ones(2, 40), places
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows = attention_rows(encoder, None, {"query": [query], "key": [key]}, *rest)
+        rows = attention_at_mentions(encoder, None, {"query": [query], "key": [key]}, *rest)
     calls = {"query": [query.double()], "key": [key.double()]}
-    exact = attention_rows(encoder, None, calls, *rest)
+    exact = attention_at_mentions(encoder, None, calls, *rest)
     torch.testing.assert_close(rows, exact.float(), rtol=1e-5, atol=1e-6)
 
 

@@ -1,7 +1,7 @@
 """The encoder's part: token embeddings, and the last layers' attention at the mentions alone.
 
 Three ways, the first that fits:
-- `packed`, on a CPU (unless `--cpu_kernels off`), for the encoders of packed.py: without padding.
+- `unpadded`, on a CPU (unless `--cpu_kernels off`), for the encoders of packed.py: without padding.
 - `hooked`, for every encoder of QUERY_KEY and of relative.py: transformers' own forward, fused
   where it can be; the scores at mentions are computed from what the last layers' linear layers put
   out.
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import transformers
 
 from encoders import relative
-from encoders.packed import fits, packed
+from encoders.cpu_unpadded import supports, unpadded
 
 # cuDNN's attention is planned anew for every shape, and every batch of documents has its own.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -36,21 +36,23 @@ QUERY_KEY = {
 
 
 def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=True, num_layers=1):
-    """Token embeddings [W, T, d] and attention rows [W, R, heads, T] at mention_pos [W, R] (float32
-    or float64; in training after attention dropout), both the mean of the last num_layers layers.
-    attention_mask [W, T] is 1 at the real tokens, which come first. cpu_kernels False: a CPU goes a
-    GPU's way."""
+    """Token embeddings [W, T, d] and the attention from the mentions at mention_pos [W, R] to all
+    tokens, [W, R, heads, T] (float32 or float64; in training after attention dropout), both the
+    mean of the last num_layers layers. attention_mask [W, T] is 1 at the real tokens, which come
+    first. cpu_kernels False: a CPU goes a GPU's way."""
     num_layers = min(num_layers, encoder.config.num_hidden_layers)
-    if not computes_rows(encoder.config):
+    if not computes_attention(encoder.config):
         window = torch.arange(input_ids.shape[0], device=input_ids.device)[:, None]
         output = run_encoder(encoder, input_ids, attention_mask, num_layers, output_attentions=True)
-        rows = [x[window, :, mention_pos] for x in output.attentions[-num_layers:]]
-        return last_hidden(encoder, output, num_layers), at_least_float32(mean(rows))
-    is_packed = cpu_kernels and fits(encoder.config) and input_ids.device.type == "cpu"
-    run = packed if is_packed else hooked
+        attention = [x[window, :, mention_pos] for x in output.attentions[-num_layers:]]
+        return last_hidden(encoder, output, num_layers), at_least_float32(mean(attention))
+    is_unpadded = cpu_kernels and supports(encoder.config) and input_ids.device.type == "cpu"
+    run = unpadded if is_unpadded else hooked
     hidden, layers = run(encoder, input_ids, attention_mask, num_layers)
-    rows = [attention_rows(encoder, *layer, attention_mask, mention_pos) for layer in layers]
-    return hidden, mean(rows)
+    attention = [
+        attention_at_mentions(encoder, *layer, attention_mask, mention_pos) for layer in layers
+    ]
+    return hidden, mean(attention)
 
 
 def mean(tensors):
@@ -78,9 +80,9 @@ def last_hidden(encoder, output, num_layers):
     return mean([*others, output.last_hidden_state])
 
 
-def computes_rows(config):
+def computes_attention(config):
     """True for the encoders of QUERY_KEY, unless made with relative positions, and for those of
-    relative.py: their attention rows are computed here. Any other must return its attention."""
+    relative.py: their mention attention is computed here. Any other must return its attention."""
     positions = getattr(config, "position_embedding_type", None)
     is_plain = config.model_type in QUERY_KEY and positions in (None, "absolute")
     return is_plain or relative.is_known(config)
@@ -92,12 +94,12 @@ def dropout_name(config):
     return bert if hasattr(config, bert) else "attention_dropout"
 
 
-def attention_rows(encoder, attention, calls, attention_mask, mention_pos):
+def attention_at_mentions(encoder, attention, calls, attention_mask, mention_pos):
     """Attention of the mentions, [W, R, heads, T], in the layer with this attention module; calls:
     see `hooked`."""
     calls = {name: [at_least_float32(x) for x in outputs] for name, outputs in calls.items()}
     _, scores_of = relative.SCORES.get(encoder.config.model_type, (None, plain))
-    with full_precision(mention_pos):  # scores rounded to bf16 make twice the error of the rows
+    with full_precision(mention_pos):  # scores rounded to bf16 make twice the error
         scores = scores_of(encoder, attention, calls, mention_pos)
     scores = scores.masked_fill(attention_mask[:, None, None] == 0, -torch.inf)
     rate = getattr(encoder.config, dropout_name(encoder.config))

@@ -7,8 +7,14 @@ import pytest
 import torch
 from conftest import eager_copy, small_encoder
 
-from encoders.packed import Attention, fits, keep
-from encoders.rows import at_least_float32, computes_rows, encode_windows, last_hidden, mean
+from encoders.cpu_unpadded import Attention, keep, supports
+from encoders.mention_attention import (
+    at_least_float32,
+    computes_attention,
+    encode_windows,
+    last_hidden,
+    mean,
+)
 from utils import set_seed
 
 BOTH = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
@@ -37,11 +43,11 @@ MENTIONS = torch.tensor([[0, 39, 3], [6, 0, 0], [63, 1, 30], [0, 0, 0]])
 cases = pytest.mark.parametrize("case", CASES)
 
 
-def is_packed(case):
-    return fits(small_encoder(case.split()[0], **CASES[case]).config)
+def is_unpadded(case):
+    return supports(small_encoder(case.split()[0], **CASES[case]).config)
 
 
-WAYS = [(x, False) for x in CASES] + [(x, True) for x in CASES if is_packed(x)]
+WAYS = [(x, False) for x in CASES] + [(x, True) for x in CASES if is_unpadded(x)]
 
 
 def make(case, **more):
@@ -90,7 +96,7 @@ def test_rows_embeddings_and_gradients_equal_eager_attentions(
         spread = eager(copied, ids, mask, 1)[1][0].std(-1)
     assert spread.min() > 0.01
     if cpu_kernels:
-        monkeypatch.setattr("encoders.rows.hooked", None)  # calling it would fail
+        monkeypatch.setattr("encoders.mention_attention.hooked", None)  # calling it would fail
     ours = encode_windows(encoder, ids, mask, MENTIONS, cpu_kernels, num_layers)
     theirs = eager(copied, ids, mask, num_layers)
     assert ours[1].dtype == dtype and ours[1].shape == (4, 3, 4, 64)
@@ -106,7 +112,7 @@ def test_rows_embeddings_and_gradients_equal_eager_attentions(
 @cases
 def test_whole_attention_is_never_asked_for(case):
     encoder, ids, mask = make(case)
-    assert computes_rows(encoder.config)
+    assert computes_attention(encoder.config)
     kind = case.split()[0]
     fused = {"bert", "roberta", "electra", "distilbert", "modernbert"}  # all that transformers has
     assert encoder.config._attn_implementation == ("sdpa" if kind in fused else "eager")
@@ -177,10 +183,10 @@ def test_dropout_before_the_scores_is_the_layers_own(case):
         torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [x for x in CASES if is_packed(x)])
+@pytest.mark.parametrize("case", [x for x in CASES if is_unpadded(x)])
 def test_packed_drops_where_transformers_does(case, monkeypatch):
     """With torch's dropout and without padding both ways draw the same."""
-    monkeypatch.setattr("encoders.packed.dropout", torch.nn.functional.dropout)
+    monkeypatch.setattr("encoders.cpu_unpadded.dropout", torch.nn.functional.dropout)
     none = dict.fromkeys(("attention_dropout", "attention_probs_dropout_prob"), 0.0)
     encoder, ids, mask = make(case, dropout=0.3, **none)
     results = []
@@ -202,7 +208,7 @@ def test_a_place_in_the_padding_has_rows_without_nan():
 
 def test_packed_attention_with_positions_and_dropout(monkeypatch):
     """Against whole matrices; the same weights are dropped in the backward pass."""
-    monkeypatch.setattr("encoders.packed.BLOCK", 2 * 9**2)  # two heads at a time
+    monkeypatch.setattr("encoders.cpu_unpadded.BLOCK", 2 * 9**2)  # two heads at a time
     heads, lengths, rate, size = 3, [5, 1, 9], 0.3, 2
     shapes = *[(15, heads * size)] * 3, (heads, 9, 9), *[(17, heads * size)] * 2
     generator = torch.Generator().manual_seed(0)
@@ -275,7 +281,7 @@ def test_rows_under_bf16_autocast_are_float32_and_near(case, cpu_kernels):
 ])  # fmt: skip
 def test_an_unknown_variant_returns_its_attention(kind, more):
     encoder = small_encoder(kind, max_position_embeddings=70, vocab_size=100, **more).eval()
-    assert not computes_rows(encoder.config)
+    assert not computes_attention(encoder.config)
     assert encoder.config._attn_implementation == "eager"
     ids = torch.randint(5, 100, (4, 64))
     with torch.no_grad():

@@ -18,7 +18,7 @@ from encoders import relative
 BLOCK = 1 << 18
 
 
-class Parts(NamedTuple):
+class Layout(NamedTuple):
     """Where an encoder has its layers, and where a layer has its parts. The rates are the names of
     the configuration's dropouts: of attention weights, after attention, after the layer."""
 
@@ -33,9 +33,9 @@ class Parts(NamedTuple):
     rates: tuple = ("attention_probs_dropout_prob", "hidden_dropout_prob", "hidden_dropout_prob")
 
 
-PARTS = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), Parts()),
-    "distilbert": Parts(
+LAYOUTS = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), Layout()),
+    "distilbert": Layout(
         layers="transformer.layer",
         attention="attention",
         projections=("q_lin", "k_lin", "v_lin"),
@@ -46,26 +46,27 @@ PARTS = {
         norm="output_layer_norm",
         rates=("attention_dropout", None, "dropout"),
     ),
-    "mpnet": Parts(
+    "mpnet": Layout(
         attention="attention.attn",
         projections=("q", "k", "v"),
         attention_dense="attention.attn.o",
         attention_norm="attention.LayerNorm",
     ),
-    "deberta-v2": Parts(projections=("query_proj", "key_proj", "value_proj")),
+    "deberta-v2": Layout(projections=("query_proj", "key_proj", "value_proj")),
 }
 
 
-def fits(config):
-    """Whether `packed` knows this encoder, one whose rows are computed here."""
+def supports(config):
+    """Whether `unpadded` knows this encoder, one whose mention attention is computed here."""
     has_convolution = getattr(config, "conv_kernel_size", 0) > 0  # over padding, too
-    return config.model_type in PARTS and not has_convolution
+    return config.model_type in LAYOUTS and not has_convolution
 
 
-def packed(encoder, input_ids, attention_mask, num_layers=1):
-    """The layers over the real tokens [N, d] alone: what `rows.hooked` returns, zero at padding."""
-    config, parts = encoder.config, PARTS[encoder.config.model_type]
-    place = attention_mask.flatten().nonzero()[:, 0]
+def unpadded(encoder, input_ids, attention_mask, num_layers=1):
+    """The layers over the real tokens [N, d] alone. Returns what `mention_attention.hooked` does,
+    zeros at padding."""
+    config, parts = encoder.config, LAYOUTS[encoder.config.model_type]
+    index = attention_mask.flatten().nonzero()[:, 0]
     lengths = attention_mask.sum(1).tolist()
     on_weights, on_attention, on_output = (
         getattr(config, name) if name and encoder.training else 0.0 for name in parts.rates
@@ -73,12 +74,12 @@ def packed(encoder, input_ids, attention_mask, num_layers=1):
 
     def unpack(values):
         empty = values.new_zeros(input_ids.numel(), values.shape[1])
-        return empty.index_copy(0, place, values).unflatten(0, input_ids.shape)
+        return empty.index_copy(0, index, values).unflatten(0, input_ids.shape)
 
     x = encoder.embeddings(input_ids=input_ids)
     if hasattr(encoder, "embeddings_project"):  # ELECTRA's, narrower than its layers
         x = encoder.embeddings_project(x)
-    x = x.flatten(0, 1).index_select(0, place)
+    x = x.flatten(0, 1).index_select(0, index)
     last = []  # (output, attention module, calls) of each of the last layers
     for layer in encoder.get_submodule(parts.layers):
         attention = layer.get_submodule(parts.attention)
@@ -169,11 +170,11 @@ class Attention(torch.autograd.Function):
             torch.bmm(grad_scores.mul_(scale), k, out=dq)
             torch.bmm(grad_scores.transpose(1, 2), q, out=dk)
             if near and near[1] is not None:
-                by_distance = _spread(grad_scores)
+                by_distance = _from_skewed(grad_scores)
                 dq.baddbmm_(by_distance, near[1])
                 grad_near[1].baddbmm_(by_distance.transpose(1, 2), q)
             if near and near[2] is not None:
-                by_distance = _spread(grad_scores.transpose(1, 2))
+                by_distance = _from_skewed(grad_scores.transpose(1, 2))
                 dk.baddbmm_(by_distance, near[2])
                 grad_near[2].baddbmm_(by_distance.transpose(1, 2), k)
         return *grads, None, None, None, None, *grad_tables
@@ -222,7 +223,7 @@ def _skewed(by_distance):
     return by_distance.as_strided((heads, length, length), strides, length - 1)
 
 
-def _spread(scores):
+def _from_skewed(scores):
     """The tensor whose `_skewed` view is scores, zero elsewhere."""
     heads, length, _ = scores.shape
     by_distance = scores.new_zeros(heads, length, 2 * length - 1)
