@@ -331,7 +331,7 @@ class BlockBilinear(torch.autograd.Function):
         ctx.save_for_backward(z_head, z_tail, weight)
         ctx.block_size = block_size
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        scores = torch.zeros(z_head.shape[0], len(weight), dtype=dtype, device=weight.device)
+        scores = torch.zeros(len(z_head), len(weight), dtype=dtype, device=weight.device)
         weights = weight.split(block_size**2, 1)
         for rows in _chunks(z_head):
             blocks = (x[rows].split(block_size, 1) for x in (z_head, z_tail))

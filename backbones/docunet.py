@@ -61,7 +61,7 @@ class DocuNet(DocREModel, backbone="docunet"):
     def classify(self, tokens, entities, attention, num_entities, pairs):
         # liner(q^T H) = q^T (H W^T) + b, so 3 channels are pooled, not d. [B, E, E, 3]
         image = context_grid(F.linear(tokens, self.liner.weight), attention) + self.liner.bias
-        largest = torch.sym_max(image.shape[1], self.config.max_height)
+        largest = max(image.shape[1], self.config.max_height)
         grid = image.new_zeros(len(image), largest, largest, self.config.unet_out_dim)
         for docs, height in self.heights(num_entities, image.shape[1]):
             index = torch.arange(height, device=image.device)

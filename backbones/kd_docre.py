@@ -31,15 +31,15 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
         cells = torch.cat([pairs, torch.stack([doc, entity, entity], dim=2).flatten(0, 1)])
         # The released code normalises the sum over heads, not the mean: the same but for eps.
         contexts = localized_contexts(tokens, attention, 1e-10 / attention.shape[2], diagonal=True)
-        context_place = unordered_pair(cells, most, diagonal=True)
-        embeddings = self.combine(self.projection, entities, contexts, cells, context_place)
+        context_index = unordered_pair(cells, most, diagonal=True)
+        embeddings = self.combine(self.projection, entities, contexts, cells, context_index)
         embeddings = embeddings.to(self.projection.weight.dtype)
         index = tuple(cells.T)
         is_cell = torch.zeros(num_docs, most, most, dtype=torch.bool, device=cells.device)
         # Not True alone, a number of the host's, for which the host would wait for a GPU.
         is_cell[index] = torch.ones_like(cells[:, 0], dtype=torch.bool)
         embeddings = embeddings + self.axial_transformer(embeddings, index, is_cell)
-        return at_least_float32(self.classifier(embeddings[: pairs.shape[0]]))
+        return at_least_float32(self.classifier(embeddings[: len(pairs)]))
 
 
 class AxialTransformer(nn.Module):

@@ -5,7 +5,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]]; then
   install dev requirements-dev.txt
-  install onnx requirements-onnx.txt
 fi
 
 "$PYTHON" -m ruff check .

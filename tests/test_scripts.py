@@ -106,9 +106,8 @@ def test_setup_says_a_line_for_each_step(fresh):
 def test_tests_install_what_they_need(fresh):
     result, steps, calls = fresh(name="test.sh")
     assert result.returncode == 0 and "WARNING" not in result.stdout + result.stderr
-    assert steps == ["venv", "pip", "pip", "pip", "ruff", "ruff", "tach", "pytest"]
+    assert steps == ["venv", "pip", "pip", "ruff", "ruff", "tach", "pytest"]
     assert calls[2].endswith("-r requirements-dev.txt")
-    assert calls[3].endswith("-r requirements-onnx.txt")
     _, steps, _ = fresh(name="test.sh")
     assert steps == ["ruff", "ruff", "tach", "pytest"]
 
