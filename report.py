@@ -30,17 +30,10 @@ from inputs.files import (
 )
 from losses import LOSSES
 from prepro import candidate_pairs
+from reporting import figures
 from reporting.markdown import cell_text, to_markdown
 from reporting.runs import find_runs, group_runs, read_curve, read_pair, read_shifts
 from reporting.tables import data_tables, frame_of, group_tables, make_table, significance
-
-try:
-    from reporting import figures
-except ModuleNotFoundError as error:
-    if error.name != "matplotlib":
-        raise
-    figures = None  # without matplotlib there are tables alone
-
 
 # --- Data files -------------------------------------------------------------------------------
 
@@ -258,16 +251,15 @@ def drawer(out, shown, prefix=""):
 
 def report_group(number, group, splits, pairs, paper, args):
     """Tables, significance and figures of a group; splits: its documents in --data_dir."""
-    notes, shown, compared = [], [], None
+    shown, compared = [], None
     if "test" in splits:
         references = {
             backbone: args.reference or BACKBONES[backbone.split(" ")[0]].own_loss
             for backbone, _ in group["rows"]
         }
         compared = significance(group, references, splits, group["classes"])
-    if figures:
-        draw = drawer(Path(args.out), shown, f"group{number} ")
-        notes = draw_group(group, pairs, args.pair_losses, draw)
+    draw = drawer(Path(args.out), shown, f"group{number} ")
+    notes = draw_group(group, pairs, args.pair_losses, draw)
     runs = frame_of(group)
     for row in make_table("", "", {"F1": "test.f1"}, runs)["rows"]:
         text = cell_text(row["cells"]["F1"], "F1", len(row["seeds"]))
@@ -313,18 +305,15 @@ def main(argv=None):
         report["groups"].append(found)
     if here := documents[0][1]:
         report["table5"], report["table6"] = data_tables(here, paper)
-    if figures:
-        draw = drawer(out, report["figures"])
-        draw(figures.hinge_weights(), "figure3", "Figure 3: hinge weighting")
-        caption = "Appendix E: the penalty of a relation and its slope, AML and HingeABL"
-        draw(figures.penalty_curves(), "appendix-e", caption)
+    draw = drawer(out, report["figures"])
+    draw(figures.hinge_weights(), "figure3", "Figure 3: hinge weighting")
+    caption = "Appendix E: the penalty of a relation and its slope, AML and HingeABL"
+    draw(figures.penalty_curves(), "appendix-e", caption)
     write_json(out / "report.json", report)
     text = to_markdown(report, groups, paper)
     write_atomically(out / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
     for folder, reason in left_out:
         print(f"left out: {folder}: {reason}")
-    if not figures:
-        print("no figures: matplotlib is not installed")
     print(f"report: {out / 'report.md'}")
 
 

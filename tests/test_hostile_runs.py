@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from itertools import chain, count
+from unittest.mock import Mock
 
 import pytest
 from conftest import REL2ID, read
@@ -29,6 +30,13 @@ def runs(run_folder, tmp_path):
     return tmp_path / "runs"
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Figures take far more time than the rest of a report."""
+    monkeypatch.setattr(report, "draw_group", lambda *_: [])
+    monkeypatch.setattr(report, "figures", Mock())
+
+
 def reported(runs, *more):
     """The report of a folder of runs, as (report.json, report.md)."""
     out = runs.parent / "out"
@@ -43,9 +51,8 @@ def seeds_of(found):
     return {seed for row in rows for seed in row["seeds"]}
 
 
-def test_every_change_of_a_runs_results(runs, monkeypatch, capsys):
+def test_every_change_of_a_runs_results(runs, no_figures, capsys):
     """The broken run is named and left out; or it is reported; the sound one always is."""
-    monkeypatch.setattr(report, "figures", None)
     path, seen = runs / "b/results.json", Counter()
     base = read(path)
     values = [
@@ -75,8 +82,7 @@ def test_every_change_of_a_runs_results(runs, monkeypatch, capsys):
     assert seen[True] > 50 and seen[False] > 100
 
 
-def test_hostile_paths_in_a_runs_results(runs, data, monkeypatch):
-    monkeypatch.setattr(report, "figures", None)
+def test_hostile_paths_in_a_runs_results(runs, data, no_figures):
     path, base = runs / "b/results.json", read(runs / "b/results.json")
     outside = runs.parent / "outside.json"
     outside.write_text("secret")
@@ -100,9 +106,8 @@ def test_hostile_paths_in_a_runs_results(runs, data, monkeypatch):
         assert 1 in seeds_of(reported(runs)[0])
 
 
-def test_relations_of_a_hostile_run(runs, data, monkeypatch):
+def test_relations_of_a_hostile_run(runs, data, no_figures):
     """They refuse neither the data nor the predictions of the sound runs."""
-    monkeypatch.setattr(report, "figures", None)
     shutil.move(runs / "b", runs / "a")  # before the sound one by name
     for content in (
         {"Na": 0, "X": 1},
@@ -118,8 +123,7 @@ def test_relations_of_a_hostile_run(runs, data, monkeypatch):
         assert not any(str(runs / "sound") in note for note in notes)
 
 
-def test_broken_data_files_of_a_report(runs, data, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(report, "figures", None)
+def test_broken_data_files_of_a_report(runs, data, no_figures, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     path, seen = tmp_path / "data/test_revised.json", Counter()
     content = path.read_bytes()

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 SCRIPTS = "train predict report evaluation model prepro losses utils".split()
 FOLDERS = "inputs encoders backbones engine reporting viewing".split()
-OPTIONAL = {"wandb", "spacy", "matplotlib", "reporting"}  # report.py's figures need matplotlib
+OPTIONAL = {"wandb", "spacy"}
 
 
 def files():
