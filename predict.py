@@ -9,8 +9,8 @@
     extractor({"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3}], ...]})
 
 inputs/texts.py says what is read, inputs/raw_text.py what spaCy makes of a text (--text). The whole
-input is checked before a model is loaded; documents of --input are then read, predicted and written
-a window at a time, so that memory does not grow with the input.
+input is checked before a model is loaded; documents of --input are then decoded, predicted and
+written a window at a time, so that memory grows by the bytes of the input alone.
 Titles need not be unique, for there is one record for each document, in the order of the input. In
 the official format, which tells documents apart by title alone, two with one title are refused.
 """
@@ -36,12 +36,13 @@ from inputs.files import (
     InputError,
     OneLineParser,
     is_device,
+    read_bytes,
     relation_ids,
     run_main,
     write_atomically,
 )
 from inputs.raw_text import load_pipeline, read_text, text_documents
-from inputs.texts import open_input, read_new_documents
+from inputs.texts import read_new_documents
 from viewing import page
 from viewing.formats import FORMATS
 
@@ -49,7 +50,7 @@ if __name__ != "__main__":  # imported, so perhaps for nlp.add_pipe("docre")
     with suppress(Exception):  # no spaCy, or one that does not load
         import engine.spacy_component  # noqa: F401
 
-# Half a character, which a field that nobody checks may hold, is written as its escape.
+# A title may be a file's name that is not UTF-8: what cannot be encoded is written as its escape.
 ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
@@ -147,9 +148,9 @@ def main(argv=None):
     if args.text:
         documents = partial(iter, read_texts(args.text, args.ner, alone))
     else:
-        file = open_input(args.input)
+        content = read_bytes(args.input)
         name = "standard input" if args.input == "-" else args.input
-        documents = partial(read_new_documents, file, name, rel2id, unique_titles=alone)
+        documents = partial(read_new_documents, content, name, rel2id, unique_titles=alone)
     total = sum(1 for _ in documents())  # whatever is wrong is said now
     options = args.device, args.precision, args.batch_size, args.max_seq_length
     options = *options, args.evidence_threshold, args.threshold_shift, args.fusion

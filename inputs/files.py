@@ -4,8 +4,8 @@ one that goes out is written whole or not at all. For documents see documents.py
 import argparse
 import gzip
 import hashlib
-import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import msgspec
 import ujson
 
 META_DIR = Path(__file__).parent.parent / "meta"
@@ -118,34 +119,56 @@ def relation_ids(path=META_DIR / "rel2id.json"):
         rel2id = rel2id["label2id"]
     if not isinstance(rel2id, dict) or not all(type(x) is int for x in rel2id.values() or [""]):
         raise InputError(f"{path}: expected an object, property -> class id")
-    if not all(map(is_text, rel2id)):
-        raise InputError(f"{path}: a property holds half a character (a lone surrogate)")
     if sorted(rel2id.values()) != list(range(len(rel2id))):
         raise InputError(f"{path}: the class ids are not 0 to {len(rel2id) - 1}, each once")
     return rel2id
 
 
+def read_bytes(path):
+    """The content of a file without a byte order mark, unpacked if its name ends in .gz; "-" is
+    standard input. Raises InputError if it is missing, empty or cannot be read."""
+    try:
+        if path == "-":
+            content = sys.stdin.buffer.read()
+        else:
+            with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
+                content = file.read()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    # ValueError: of a path that no file can have
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if not content or content.isspace():
+        raise InputError(f"{path}: the file is empty")
+    return content
+
+
+def parse_json(content, decode=msgspec.json.decode):
+    """What `decode`, a function of msgspec, makes of bytes. Raises InputError if they are not JSON:
+    NaN is not, nor is a lone surrogate (half of a character, \\ud800), which no tokenizer takes."""
+    try:
+        return decode(content)
+    except RecursionError:
+        raise InputError("not valid JSON: nested too deeply") from None
+    except ValueError as error:
+        reason = str(error).removeprefix("JSON is malformed: ")
+        if found := re.search(r" \(byte (\d+)\)$", reason):
+            place = int(found[1])
+            near = content[max(0, place - 40) : place + 20].decode(errors="replace").strip()
+            line = content.count(b"\n", 0, place) + 1
+            reason = f"{reason[: found.start()]} in line {line} near {near}"
+        raise InputError(f"not valid JSON: {reason}") from None
+
+
 def read_json(path):
     """The content of a JSON file, which may be packed (.gz). Raises InputError if it is missing,
     empty or not JSON."""
-    path = Path(path)
+    content = read_bytes(path)
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            text = file.read()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: not UTF-8, ...
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
-    try:
-        return ujson.loads(text)
-    except ValueError:
-        pass
-    try:  # the slower standard parser says where the fault lies, and settles what ujson refuses
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
+        return parse_json(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def sha256_of(path):
@@ -155,12 +178,3 @@ def sha256_of(path):
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def is_text(string):
-    """False for what JSON lets in, but no tokenizer and no file: \\ud800 without its other half."""
-    try:
-        string.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""New documents, one at a time: from JSON of any size, in DocRED format or as text with spans.
+"""New documents, one at a time: from JSON, in DocRED format or as text with spans.
 
 A file is a list of documents (in one line or in many), JSON lines, or one document. Text with spans
 
@@ -20,9 +20,6 @@ Refused, with one line: a span that is empty, outside the text or only white spa
 """
 
 import re
-import shutil
-import sys
-import tempfile
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
 
@@ -34,7 +31,7 @@ from inputs.documents import (
     document_name,
     json_values,
 )
-from inputs.files import InputError, reason_of
+from inputs.files import InputError
 
 FIELDS = tuple(Document.__annotations__)
 
@@ -48,33 +45,16 @@ STOP = re.compile(
 )
 
 
-def open_input(path):
-    """A binary file that can be read twice; what cannot, a pipe, is copied to a temporary file.
-    "-" is standard input. Raises InputError."""
-    try:
-        file = sys.stdin.buffer if path == "-" else open(path, "rb")
-        if file.seekable():
-            return file
-        spool = tempfile.TemporaryFile()
-        shutil.copyfileobj(file, spool)
-        return spool
-    except (OSError, ValueError) as error:  # ValueError: of a path that no file can have
-        raise InputError(f"{path}: {reason_of(error)}") from None
-
-
-def read_new_documents(file, name, rel2id, unique_titles=False):
-    """The documents of a file of `open_input`, validated and in DocRED format, one at a time.
+def read_new_documents(content, name, rel2id, unique_titles=False):
+    """The documents in the bytes of a file, validated and in DocRED format, one at a time.
 
     name: the file's in messages. unique_titles: two documents with one title are a fault. Raises
     InputError, naming the document and the field, where the fault is met.
     """
-    file.seek(0)
     try:
-        yield from new_documents(json_values(file), rel2id, unique_titles)
+        yield from new_documents(json_values(content), rel2id, unique_titles)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read: {reason_of(error)}") from None
 
 
 def new_documents(documents, rel2id, unique_titles=False):

@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from inputs.documents import document_name
-from inputs.files import InputError, OneLineParser, relation_ids, run_main, write_json
-from inputs.texts import open_input, read_new_documents
+from inputs.files import InputError, OneLineParser, read_bytes, relation_ids, run_main, write_json
+from inputs.texts import read_new_documents
 
 FIELDS = "title", "sents", "vertexSet", "labels", "candidates", "own_markers"
 
@@ -26,7 +26,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     rel2id, documents = relation_ids(args.rel2id), []
     name = "standard input" if args.input == "-" else args.input
-    found = read_new_documents(open_input(args.input), name, rel2id, unique_titles=True)
+    found = read_new_documents(read_bytes(args.input), name, rel2id, unique_titles=True)
     for index, document in enumerate(found):
         if "labels" not in document:
             raise InputError(f"{name}: {document_name(document, index)}: labels: missing")

@@ -170,8 +170,8 @@ def test_bad_field_names_file_document_and_field(tmp_path, documents, name):
     ("[]", "the list of documents is empty"),
     ("{}", "document 0: title: missing"),
     ("7", "document 0: expected object, found int"),
-    ("[{", "document 0: not valid JSON: parse error: premature EOF"),
-    ("[" * 100_000, "document 0: nested deeper than 50 levels"),
+    ("[{", "not valid JSON: Input data was truncated"),
+    ("[" * 100_000, "not valid JSON: nested too deeply"),
     ("[null]", "document 0: expected object, found null"),
 ])  # fmt: skip
 def test_bad_file(tmp_path, content, message):
@@ -187,7 +187,7 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_documents(tmp_path)
     (tmp_path / "latin.json").write_bytes('["é"]'.encode("latin-1"))
-    with pytest.raises(InputError, match="latin.json: document 0: not valid JSON: .*UTF8"):
+    with pytest.raises(InputError, match="latin.json: document 0: not valid JSON: .*utf-8"):
         read_documents(tmp_path / "latin.json")
 
 
