@@ -8,7 +8,7 @@
     extractor = RelationExtractor.from_pretrained("runs/demo")
     extractor({"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3}], ...]})
 
-inputs/texts.py says what is read, inputs/raw_text.py what spaCy makes of a text (--text). The whole
+inputs/span_documents.py says what is read, inputs/spacy_documents.py what spaCy makes of a text (--text). The whole
 input is checked before a model is loaded; documents of --input are then decoded, predicted and
 written a window at a time, so that memory grows by the bytes of the input alone.
 Titles need not be unique, for there is one record for each document, in the order of the input. In
@@ -41,8 +41,8 @@ from inputs.files import (
     run_main,
     write_atomically,
 )
-from inputs.raw_text import load_pipeline, read_text, text_documents
-from inputs.texts import read_new_documents
+from inputs.spacy_documents import load_pipeline, read_text, text_documents
+from inputs.span_documents import read_new_documents
 from viewing import page
 from viewing.formats import FORMATS
 
@@ -78,7 +78,9 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--model", required=True, help="run folder, or name on the hub")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", help="documents, see inputs/texts.py; -: standard input")
+    source.add_argument(
+        "--input", help="documents, see inputs/span_documents.py; -: standard input"
+    )
     source.add_argument("--text", nargs="+", metavar="FILE", help="raw texts; -: standard input")
     add("--ner", default="en_core_web_sm", help="spaCy pipeline that finds the entities of --text")
     add("--output", help="file; default: standard output, -, or none with --html")

@@ -12,7 +12,7 @@ from engine.inference import Predictor
 from engine.run_folder import fetch, load_model
 from evaluation import PATTERNS, prediction_patterns
 from inputs.files import META_DIR, InputError, read_json
-from inputs.texts import new_documents, sentence_text
+from inputs.span_documents import new_documents, sentence_text
 from losses import decode, threshold_of
 from prepro import pairs_of
 

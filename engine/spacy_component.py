@@ -7,7 +7,7 @@
     for x in nlp("Ada Lovelace was born in London.")._.relations:
         print(x.head[0], x.name, x.tail[0], x.evidence)
 
-It comes after what finds sentences, entities and, if at all, coreference; inputs/raw_text.py says
+It comes after what finds sentences, entities and, if at all, coreference; inputs/spacy_documents.py says
 what it makes of them. What it found is kept in doc.user_data as plain numbers, so that documents
 can be saved and sent to other processes. A part of a document (span.as_doc()) has no relations.
 """
@@ -19,7 +19,7 @@ from spacy.tokens import Doc, Span
 from spacy.util import minibatch
 
 from engine.extractor import RelationExtractor
-from inputs.raw_text import text_documents
+from inputs.spacy_documents import text_documents
 
 DEFAULTS = {
     "device": "auto",

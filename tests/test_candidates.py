@@ -14,7 +14,7 @@ from backbones.kd_docre import AxialTransformer
 from evaluation import evaluate
 from inputs.documents import check_document, read_documents
 from inputs.files import InputError
-from inputs.texts import as_docred
+from inputs.span_documents import as_docred
 from losses import get_loss
 from predict import RelationExtractor
 from prepro import docred_features, pairs_of

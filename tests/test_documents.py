@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inputs.documents import json_values, read_documents
 from inputs.files import InputError, read_bytes
-from inputs.texts import as_docred, read_new_documents, sentence_text
+from inputs.span_documents import as_docred, read_new_documents, sentence_text
 from prepro import docred_features
 
 FORMS = {

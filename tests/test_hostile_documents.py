@@ -34,7 +34,7 @@ from engine.scoring import to_official
 from evaluation import evaluate, read_logits
 from inputs.documents import read_documents, read_predictions
 from inputs.files import read_bytes, relation_ids
-from inputs.texts import as_docred, read_new_documents
+from inputs.span_documents import as_docred, read_new_documents
 from prepro import docred_features
 from reporting.statistics import document_counts
 from utils import collate

@@ -18,7 +18,7 @@ from browser import (
 )
 from conftest import NO_TEST, REL2ID
 
-from inputs.texts import as_docred
+from inputs.span_documents import as_docred
 from viewing import page
 
 

@@ -30,7 +30,7 @@ from engine.extractor import WINDOW, RelationExtractor
 from evaluation import evaluate, prediction_patterns
 from inputs.documents import read_documents, read_predictions
 from inputs.files import InputError, run_main, write_json
-from inputs.texts import new_documents
+from inputs.span_documents import new_documents
 from losses import decode
 from model import localized_contexts, sentence_attention
 from model import unordered_pair as place_of

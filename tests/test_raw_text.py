@@ -11,11 +11,11 @@ from spacy.tokens import Doc, DocBin
 from test_predict import command
 
 import predict
-from inputs import raw_text
+from inputs import spacy_documents
 from inputs.documents import check_document
 from inputs.files import InputError
-from inputs.raw_text import text_documents
-from inputs.texts import sentence_text
+from inputs.spacy_documents import text_documents
+from inputs.span_documents import sentence_text
 
 NAMES = {
     "PERSON": ["Ada Lovelace", "ADA\nLOVELACE", "Ada", "<b>Bob</b>"],
@@ -145,7 +145,7 @@ def test_coreference_with_and_without_the(nlp):
 
 def test_long_text_becomes_parts(nlp, monkeypatch):
     """No word and no mention is lost; parts are of like length."""
-    monkeypatch.setattr(raw_text, "LONGEST", 50)
+    monkeypatch.setattr(spacy_documents, "LONGEST", 50)
     rng = random.Random(0)
     sentences = [
         f"{rng.choice(['Ada', 'London', 'He'])} {'went on ' * rng.randint(1, 6)}to London."
@@ -191,7 +191,7 @@ def test_last_names(nlp):
 
 def test_a_sentence_without_end_is_cut(nlp, monkeypatch):
     """Not inside a mention, and no part is empty."""
-    monkeypatch.setattr(raw_text, "LONGEST", 50)
+    monkeypatch.setattr(spacy_documents, "LONGEST", 50)
     doc = nlp("word " * 49 + "Ada Lovelace " + "word " * 200)
     documents = text_documents(doc, "list")
     lengths = [[len(words) for words in x["sents"]] for x in documents]
