@@ -8,8 +8,8 @@
     extractor = RelationExtractor.from_pretrained("runs/demo")
     extractor({"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3}], ...]})
 
-inputs/span_documents.py says what is read, inputs/spacy_documents.py what spaCy makes of a text (--text). The whole
-input is checked before a model is loaded; documents of --input are then decoded, predicted and
+inputs/span_documents.py says what is read, inputs/spacy_documents.py what spaCy makes of a text
+(--text). The whole input is checked before a model is loaded; documents of --input are then decoded, predicted and
 written a window at a time, so that memory grows by the bytes of the input alone.
 Titles need not be unique, for there is one record for each document, in the order of the input. In
 the official format, which tells documents apart by title alone, two with one title are refused.

@@ -80,7 +80,7 @@ def check(folder):
     ("inputs/files.py", "import model"),
     ("encoders/mention_attention.py", "from engine import options"),
     ("model.py", "from backbones import BACKBONES"),
-    ("engine/training.py", "import train"),
+    ("engine/fit.py", "import train"),
     ("reporting/tables.py", "from viewing import page"),
 ])  # fmt: skip
 def test_a_broken_floor_fails(copy, file, line):
