@@ -9,10 +9,11 @@
     extractor({"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3}], ...]})
 
 inputs/span_documents.py says what is read, inputs/spacy_documents.py what spaCy makes of a text
-(--text). The whole input is checked before a model is loaded; documents of --input are then decoded, predicted and
-written a window at a time, so that memory grows by the bytes of the input alone.
-Titles need not be unique, for there is one record for each document, in the order of the input. In
-the official format, which tells documents apart by title alone, two with one title are refused.
+(--text). The whole input is checked before a model is loaded; documents of --input are then
+decoded, predicted and written a window at a time, so that memory grows by the bytes of the input
+alone. Titles need not be unique, for there is one record for each document, in the order of the
+input. In the official format, which tells documents apart by title alone, two with one title are
+refused.
 """
 
 import os
@@ -78,9 +79,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--model", required=True, help="run folder, or name on the hub")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--input", help="documents, see inputs/span_documents.py; -: standard input"
-    )
+    source.add_argument("--input", help="documents; -: standard input")
     source.add_argument("--text", nargs="+", metavar="FILE", help="raw texts; -: standard input")
     add("--ner", default="en_core_web_sm", help="spaCy pipeline that finds the entities of --text")
     add("--output", help="file; default: standard output, -, or none with --html")

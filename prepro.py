@@ -131,6 +131,11 @@ def pairs_of(feature):
     return feature["pairs"] if "pairs" in feature else entity_pairs(len(feature["entity_pos"]))
 
 
+def related_pairs(feature):
+    """The pairs (head, tail) of a feature that have a relation, a set."""
+    return {(head, tail) for head, tail, _ in feature["triples"].tolist()}
+
+
 def candidate_pairs(document):
     """The same of a document: its candidates, all ordered pairs where it names none."""
     if "candidates" in document:

@@ -24,11 +24,11 @@ from engine.data import read_data
 from engine.inference import Predictor, check_vocabulary
 from engine.models import build_model, tokenizer_name
 from engine.options import check_output_dir, parse_runs
-from engine.tracking import start_wandb
+from engine.tracking import start_wandb, test_scores
 from evaluation import format_scores
 from inputs.files import InputError, relation_ids, run_main, write_json
 from losses import all_options, get_loss
-from prepro import pairs_of
+from prepro import pairs_of, related_pairs
 from utils import make_deterministic, set_seed, to_device
 
 
@@ -79,10 +79,7 @@ def train_and_evaluate(args, data=None):
         if best:
             results["best"] = {"epoch": best["epoch"], "step": best["step"]}
         results |= evaluate(args, data, outputs, predictor, folder)
-        kinds = {"test": results, "test_tuned": results.get("tuned", {})}
-        kinds["test_fused"] = results.get("fusion", {})
-        scores = {kind: x.get("test", {}) for kind, x in kinds.items()}
-        log({f"{kind}/{name}": x for kind, of in scores.items() for name, x in of.items()}, None)
+        log(test_scores(results), None)
         finish(args, results, predictor, folder)
     return data
 
@@ -115,6 +112,13 @@ def train(args, data, predictor, folder, log):
     loss_function = get_loss(args.loss_type, **{x: getattr(args, x) for x in all_options()})
     learns_evidence = args.evidence_weight > 0
 
+    def epochs():
+        generator = torch.Generator().manual_seed(args.seed)
+        lengths, by_length = [len(x["input_ids"]) for x in features], args.group_by_length
+        sizes = args.train_batch_size, args.gradient_accumulation_steps
+        while True:
+            yield fit.epoch_groups(lengths, *sizes, generator, by_length)
+
     def step(group):
         documents = [[features[i] for i in batch] for batch in group]
         own = [x[distributed.rank() :: distributed.world_size()] for x in documents]
@@ -131,11 +135,7 @@ def train(args, data, predictor, folder, log):
             autocast=predictor.autocast,
             max_grad_norm=args.max_grad_norm,
             num_pairs=sum(len(pairs_of(x)) for batch in documents for x in batch),
-            num_related=sum(
-                len({(h, t) for h, t, _ in x["triples"].tolist()})
-                for batch in documents
-                for x in batch
-            ),
+            num_related=sum(len(related_pairs(x)) for batch in documents for x in batch),
             evidence_weight=args.evidence_weight,
         )
 
@@ -159,23 +159,10 @@ def train(args, data, predictor, folder, log):
     if distributed.rank():  # dropout differs from process to process
         torch.manual_seed(args.seed + distributed.rank())
     progress = resume.restore(folder, parts, settings, args.device) if args.resume else {}
-    generator, lengths = (
-        torch.Generator().manual_seed(args.seed),
-        [len(x["input_ids"]) for x in features],
-    )
     best = fit.fit(
         fit.Progress(**progress),
-        epochs=(
-            fit.epoch_groups(
-                lengths,
-                args.train_batch_size,
-                args.gradient_accumulation_steps,
-                generator,
-                args.group_by_length,
-            )
-            for _ in range(args.num_train_epochs)
-        ),
-        num_epochs=args.num_train_epochs,
+        epochs=epochs(),
+        num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         step=step,
         evaluate=evaluate_dev,

@@ -129,7 +129,7 @@ def fit(
     progress,
     *,
     epochs,
-    num_epochs,
+    num_steps,
     steps_per_epoch,
     step,
     evaluate,
@@ -153,7 +153,7 @@ def fit(
     (after a first Ctrl-C or SIGTERM the state is saved).
     """
     started = time.perf_counter() - progress.seconds
-    num_steps, pending = num_epochs * steps_per_epoch, []  # losses still on the device
+    pending = []  # losses still on the device
 
     def is_due(every):
         return every > 0 and progress.step % every == 0

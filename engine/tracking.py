@@ -24,3 +24,14 @@ def start_wandb(args):
     if args.output_dir:
         path.write_text(run.id)
     return wandb.log
+
+
+def test_scores(results):
+    """The scores on test of results.json, by the names that wandb shows them under."""
+    kinds = {
+        "test": results,
+        "test_tuned": results.get("tuned"),
+        "test_fused": results.get("fusion"),
+    }
+    scores = {kind: x["test"] for kind, x in kinds.items() if x and "test" in x}
+    return {f"{kind}/{name}": x for kind, of_kind in scores.items() for name, x in of_kind.items()}
