@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones import BACKBONES
+from engine.run_folder import METRICS, logits_file
 from evaluation import PATTERNS
 from inputs.documents import read_documents
 from inputs.files import (
@@ -154,7 +155,7 @@ def draw_training(backbone, rows, styles, draw, notes):
     def read(run):
         return read_curve(run["trained_in"])
 
-    file = "metrics.jsonl", notes, "trained_in"
+    file = METRICS, notes, "trained_in"
     curves = {loss: list(readable(read, runs, *file)) for loss, runs in rows.items()}
     curves = {loss: found for loss, found in curves.items() if found}
     if curves:
@@ -163,10 +164,13 @@ def draw_training(backbone, rows, styles, draw, notes):
 
 
 def draw_patterns(backbone, rows, draw):
-    counts = {
-        loss: {name: np.mean([run["dev"][name] for run in runs]) for name in PATTERNS}
-        for loss, runs in rows.items()
-    }
+    counts = {}
+    for loss, runs in rows.items():
+        known = [run["dev"] for run in runs if run["dev"].keys() >= set(PATTERNS)]
+        if known:
+            counts[loss] = {name: np.mean([dev[name] for dev in known]) for name in PATTERNS}
+    if not counts:
+        return
     caption = f"{backbone}: false predictions on dev by pattern; mean of the seeds"
     draw(figures.pattern_bars(counts), f"{backbone} patterns", caption)
 
@@ -175,7 +179,7 @@ def draw_shifts(backbone, rows, styles, draw, notes):
     def read(run):
         return run["tuned"], read_shifts(run)
 
-    file = "test_logits.npz", notes
+    file = logits_file("test"), notes
     found = {loss: list(readable(read, runs, *file)) for loss, runs in rows.items()}
     found = {loss: runs for loss, runs in found.items() if runs}
     if not found:
@@ -195,7 +199,7 @@ def draw_pair(backbone, rows, place, losses, classes, draw, notes):
     number, split, row, title = place
     info = read_json(META_DIR / "rel_info.json")
     names = [printable(info.get(name, name), 80) for name in sorted(classes, key=classes.get)][1:]
-    file, cases = f"{split}_logits.npz", []
+    file, cases = logits_file(split), []
     for loss in losses:
         found = readable(lambda run: read_pair(run, split, row), rows.get(loss, []), file, notes)
         if case := next(found, None):

@@ -18,9 +18,11 @@ import os
 import platform
 import subprocess
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 
+import msgspec
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCardData, snapshot_download
@@ -34,7 +36,6 @@ from engine.scoring import patterns_of_documents, stack
 from evaluation import ranked_right
 from inputs.files import (
     InputError,
-    read_json,
     reason_of,
     remove_unfinished,
     write_atomically,
@@ -52,6 +53,10 @@ PATTERNS = "patterns.json"
 CARD = "README.md"
 LOCK = ".lock"
 SPLITS = "dev", "test"
+VERSION = 1  # of results.json; one that has none is of version 1, too
+LARGEST = 2**53  # beyond, a float cannot count
+FAULTS = (OSError, ValueError, RecursionError, msgspec.MsgspecError)  # of reading such a file
+NAMES = {float: "number", str: "text", dict: "object"}  # of kinds of fields
 
 
 def submission_file(split, kind):
@@ -251,6 +256,7 @@ def describe(args, data, commit):
     """What a run was made from, for results.json: settings, data and software."""
     on_gpu = args.device.startswith("cuda")
     return {
+        "version": VERSION,
         "args": vars(args) | {"rel2id": os.path.relpath(args.rel2id)},
         "data": data.files,
         "commit": commit,
@@ -273,15 +279,37 @@ def commit_of(folder):
     return result.stdout.strip() or None
 
 
+def check_fields(content, *names, kind=float, needed=True):
+    """Raises InputError unless what was read from JSON has all fields of these names, e.g.
+    "dev.f1", and they are of this kind: float for any number, str, dict. needed=False: a field may
+    be missing."""
+    for name in names:
+        try:
+            value = reduce(getitem, name.split("."), content)
+        except (LookupError, TypeError):  # TypeError: its parent is no object
+            if needed:
+                raise InputError(f"{name} is missing") from None
+            continue
+        is_number = type(value) in (int, float) and abs(value) < LARGEST
+        if not (is_number if kind is float else isinstance(value, kind)):
+            raise InputError(f"{name}: {value!r:.80} is no {NAMES[kind]}")
+
+
 def read_results(folder):
     """The results of a finished run, a dict; flags that it is older than have their defaults.
-    Raises InputError."""
+    Raises InputError, which names what is missing or wrong."""
     path = Path(folder) / RESULTS
-    results = read_json(path)
     try:
-        return results | {"args": vars(Options()) | results["args"], "data": {**results["data"]}}
-    except (LookupError, TypeError) as error:
-        raise InputError(f"{path} is not a finished run's: {error!r}") from None
+        results = msgspec.json.decode(path.read_bytes())
+        check_fields(results, "args.seed")
+        check_fields(results, "args.loss_type", "args.model_name_or_path", kind=str)
+        check_fields(results, "data", kind=dict)
+        check_fields(results, "version", needed=False)
+        if results.get("version", 1) > VERSION:
+            raise InputError(f"version {results['version']}, this code knows up to {VERSION}")
+    except FAULTS as error:
+        raise InputError(f"{path} is not a finished run's: {error}") from None
+    return results | {"args": vars(Options()) | results["args"]}
 
 
 # --- The model card, where the hub looks for scores -------------------------------------------

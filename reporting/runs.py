@@ -10,144 +10,64 @@ import json
 import os
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 import torch
-from typing_extensions import NotRequired, TypedDict  # Python 3.10 lacks the first
 
 from backbones import BACKBONES
-from engine.options import SAVED_WITH_MODEL, SETTINGS, Options
+from engine.options import FLAGS, SAVED_WITH_MODEL, SETTINGS, Options, check_value
+from engine.run_folder import (
+    CONFIG,
+    FAULTS,
+    METRICS,
+    RESULTS,
+    check_fields,
+    logits_file,
+    read_results,
+)
 from engine.scoring import shift_curve
 from evaluation import PATTERNS, RATIOS, f1_score, prediction_patterns, read_logits
 from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
-from losses import LOSSES, margins
+from losses import LOSSES, loss_label, margins, read_label
 from model import DocREConfig
 
 DEFAULTS = vars(Options())  # of flags that an older run does not have
 # Flags that change no score, and those that a row of a table names. Every other flag is a setting,
 # so runs that differ in it are never averaged.
 NOT_SETTINGS = DEFAULTS.keys() - SETTINGS
-OF_DOCUNET = ("max_height", "unet_in_dim", "unet_out_dim", "down_dim", "unet_lr")
-# An option of a loss -> what stands before its value in the name of a variant; else its own name.
-LETTERS = {
-    "margin": "m",
-    "gamma": "g",
-    "hinge_norm": "",
-    "entropy_weight": "e",
-    "ncrl_shift": "s",
-    "positive_weight": "w",
-}
-SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", *RATIOS)
-FUSED = ("f1", "ign_f1", "evi_f1")
+SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", "evi_f1", *RATIOS)
 
 # --- The files that train.py writes, as far as the report reads them ---------------------------
 
-LARGEST = 2**53  # beyond, a float cannot count
-Whole = Annotated[int, msgspec.Meta(gt=-LARGEST, lt=LARGEST)]
-Count = Annotated[int, msgspec.Meta(ge=0, lt=LARGEST)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Setting = str | bool | Whole | float | None
-
-REQUIRED = {"loss_type": Literal[tuple(LOSSES)], "seed": Whole, "model_name_or_path": str}
-OPTIONAL = dict.fromkeys(DEFAULTS, Setting) | {
-    "backbone": Literal[tuple(BACKBONES)],
-    "hinge_norm": Literal["separate", "joint"],
-    "margin": float | None,
-    "gamma": float,
-    "evidence_weight": float,
-    "entropy_weight": list[float] | None,
-    "ncrl_shift": float | None,
-    "positive_weight": float | None,
-    "num_labels": Whole,
-    "load_path": str,
-    "init_path": str,
-    **dict.fromkeys(OF_DOCUNET, float),
-}
-OPTIONAL = [(flag, kind, None) for flag, kind in OPTIONAL.items() if flag not in REQUIRED]
-Args = msgspec.defstruct("Args", [*REQUIRED.items(), *OPTIONAL])
-Scores = TypedDict(
-    "Scores",
-    dict.fromkeys(SCORES, Share) | dict.fromkeys(PATTERNS, Count) | {"evi_f1": NotRequired[Share]},
-)
-Fused = TypedDict("Fused", dict.fromkeys(FUSED, Share))
+FILE = {"sha256": str, "file": str, "documents": float, "triples": float}  # of results.json's data
 
 
-class File(msgspec.Struct):
-    sha256: str
-    file: str
-    documents: Count
-    triples: Count
-
-
-class Data(msgspec.Struct, omit_defaults=True):
-    train: File
-    dev: File
-    test: File | None = None
-
-
-class Tuned(msgspec.Struct, omit_defaults=True):
-    shift: float
-    dev: Scores
-    test: Scores | None = None
-
-
-class Fusion(msgspec.Struct, omit_defaults=True):
-    dev: Fused
-    test: Fused | None = None
-
-
-class Results(msgspec.Struct):
-    args: Args
-    data: Data
-    dev: Scores
-    test: Scores | None = None
-    tuned: Tuned | None = None
-    fusion: Fusion | None = None
-
-    def __post_init__(self):
-        for name in ("data", "tuned", "fusion") if self.test else ():
-            part = getattr(self, name)
-            if part and not part.test:
-                raise ValueError(f"test is there, but {name}.test is missing")
-
-
-class Flags(msgspec.Struct):
-    args: dict[
-        str, Setting | list[float]
-    ]  # also those that this version does not know: they are settings
-
-
-Positive = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
-Curve = dict.fromkeys(("precision", "recall", "f1"), Share)
-Curve |= {"above_threshold": NotRequired[Positive], "FN_CRK/FN": NotRequired[Share]}
-
-
-class Record(TypedDict):  # a line of metrics.jsonl
-    step: Count
-    loss: Positive
-    dev: TypedDict("Curve", Curve)
-
-
-class Patterns(msgspec.Struct):  # patterns.json
-    # of each document the numbers of its pairs
-    dev: list[
-        Annotated[list[Count], msgspec.Meta(min_length=len(PATTERNS), max_length=len(PATTERNS))]
-    ]
-
-
-FAULTS = (OSError, ValueError, RecursionError, msgspec.MsgspecError)  # of reading such a file
-
-
-def read_results(path):
-    """A run's results, a dict, args: flag -> value. Raises InputError, naming the field."""
+def read_checked(folder):
+    """`run_folder.read_results` of a folder, with all that the report needs. Of the scores these
+    are F1 and Ign F1: a run of another version may lack others, or have more. Raises InputError,
+    which names the file and the field."""
+    results = read_results(folder)
     try:
-        content = path.read_bytes()
-        results = msgspec.to_builtins(msgspec.json.decode(content, type=Results))
-        return results | {"args": DEFAULTS | msgspec.json.decode(content, type=Flags).args}
-    except FAULTS as error:
-        raise InputError(f"{path} is not a finished run's: {error}") from None
+        check_results(results)
+    except InputError as error:
+        raise InputError(f"{folder / RESULTS} is not a finished run's: {error}") from None
+    return results
+
+
+def check_results(results):
+    for flag in FLAGS.keys() - {"rel2id"}:
+        check_value(flag, results["args"][flag], f"args.{flag}")
+    splits = ["dev", "test"] if results.get("test") else ["dev"]
+    for split in ("train", *splits):
+        for name, kind in FILE.items():
+            check_fields(results, f"data.{split}.{name}", kind=kind)
+    parts = [f"{name}." for name in ("tuned", "fusion") if results.get(name)]
+    for scored in [part + split for part in ("", *parts) for split in splits]:
+        check_fields(results, f"{scored}.f1", f"{scored}.ign_f1")
+        others = (f"{scored}.{name}" for name in (*SCORES, *PATTERNS))
+        check_fields(results, *others, needed=False)
+    check_fields(results, "tuned.shift", needed="tuned." in parts)
 
 
 # --- Run folders ------------------------------------------------------------------------------
@@ -170,7 +90,7 @@ def find_runs(root, skip):
         seen.add(real)
         subfolders[:] = sorted(x for x in subfolders if x[0] != ".")
         # a run that has just begun has only its model's configuration, as any encoder has one
-        if {"results.json", "metrics.jsonl"} & set(files) or is_model(Path(name) / "config.json"):
+        if {RESULTS, METRICS} & set(files) or is_model(Path(name) / CONFIG):
             found.append(Path(name))
     for folder in found:
         try:
@@ -180,7 +100,7 @@ def find_runs(root, skip):
     for folder in sorted(root.iterdir()) if root not in found else []:
         passed_over = folder.name[0] == "." or os.path.realpath(folder) == os.path.realpath(skip)
         if folder.is_dir() and not passed_over and not any(x.is_relative_to(folder) for x in found):
-            left_out.append((folder, "not a run: neither results.json nor metrics.jsonl in it"))
+            left_out.append((folder, f"not a run: neither {RESULTS} nor {METRICS} in it"))
     return runs, left_out
 
 
@@ -193,11 +113,12 @@ def is_model(config):
 
 def read_run(folder):
     """The run of a folder. Raises InputError, which says why it cannot be reported."""
-    if not (folder / "results.json").exists():
-        raise InputError("unfinished: it has no results.json")
-    results = read_results(folder / "results.json")
+    if not (folder / RESULTS).exists():
+        raise InputError(f"unfinished: it has no {RESULTS}")
+    results = read_checked(folder)
     args = trained_with(results["args"])
-    relations = folder / "config.json"
+    splits = ("train", "dev", "test") if results.get("test") else ("train", "dev")
+    relations = folder / CONFIG
     if not is_model(relations):  # of an older run
         relations = folder / "rel2id.json"
         relations = relations if relations.exists() else META_DIR / "rel2id.json"
@@ -207,11 +128,12 @@ def read_run(folder):
         "trained_in": Path(results["args"]["load_path"] or folder),
         "seed": args["seed"],
         "backbone": backbone_label(args),
-        "loss": loss_label(args),
+        "loss": loss_label(args["loss_type"], args),
         "loss_type": args["loss_type"],
         "num_labels": args["num_labels"],
         "settings": settings_of(args),
-        **{name: results[name] for name in ("data", "dev", "test", "tuned", "fusion")},
+        "data": {split: {x: results["data"][split][x] for x in FILE} for split in splits},
+        **{name: results.get(name) for name in ("dev", "test", "tuned", "fusion")},
     }
 
 
@@ -226,9 +148,9 @@ def trained_with(args):
         kept = {*SAVED_WITH_MODEL, *NOT_SETTINGS, "model_name_or_path"}
         known = {name: value for name, value in args.items() if name in kept}
         return known | {"seed": str(source), "trained": "elsewhere"}
-    if not os.path.isfile(source / "results.json"):  # False, not an error, of a name with a NUL
-        raise InputError(f"only evaluates {source}, whose results.json is not there")
-    trained = read_results(source / "results.json")["args"]
+    if not os.path.isfile(source / RESULTS):  # False, not an error, of a name with a NUL
+        raise InputError(f"only evaluates {source}, whose {RESULTS} is not there")
+    trained = read_checked(source)["args"]
     return trained | {name: args[name] for name in SAVED_WITH_MODEL}
 
 
@@ -241,41 +163,23 @@ def settings_of(args):
 
     settings = kept(args)
     source = settings.get("init_path")
-    if source and os.path.isfile(Path(source) / "results.json"):
-        results = read_results(Path(source) / "results.json")
+    if source and os.path.isfile(Path(source) / RESULTS):
+        results = read_checked(Path(source))
         args, data = results["args"], results["data"]["train"]
         recipe = json.dumps(kept(args), sort_keys=True).encode()
+        label = loss_label(args["loss_type"], args)
         settings["init_path"] = (
-            f"{loss_label(args)} of {backbone_label(args)}, trained on {data['file']}, SHA-256 "
+            f"{label} of {backbone_label(args)}, trained on {data['file']}, SHA-256 "
             f"{data['sha256'][:12]}, with settings of SHA-256 {sha256(recipe).hexdigest()[:12]}"
         )
     return settings
 
 
-def loss_label(args):
-    """The loss with what is not its default, in the notation of scripts/run_table3.sh: HingeABL,
-    HingeABL:joint, HingeABL:m3 (--margin 3), HingeABL:joint:m3, AML:m2, AFL:g2 (--gamma 2),
-    PMTEM:e0.1,0.5 (--entropy_weight), NCRL:s0.05 (--ncrl_shift), ATGL:w4 (--positive_weight)."""
-    label = args["loss_type"]
-    for name, default in reversed(LOSSES[label][1].items()):
-        value = args[name]
-        if isinstance(value, list):
-            value = tuple(value)
-        if value not in (None, default):
-            label += f":{LETTERS.get(name, name)}{shown(value)}"
-    return label
-
-
-def shown(value):
-    if isinstance(value, tuple):
-        return ",".join(f"{x:g}" for x in value)
-    return value if isinstance(value, str) else f"{value:g}"
-
-
 def backbone_label(args):
     """The backbone with what is not its default, e.g. docunet (down_dim 128) or dreeam
     (evidence_weight 0.1)."""
-    names = [*(OF_DOCUNET if args["backbone"] == "docunet" else ()), "evidence_weight"]
+    backbone = BACKBONES[args["backbone"]]
+    names = (*backbone.sizes, *backbone.learning_rates, "evidence_weight")
     changed = [f"{x} {args[x]:g}" for x in names if args[x] != DEFAULTS[x]]
     return f"{args['backbone']} ({', '.join(changed)})" if changed else args["backbone"]
 
@@ -283,12 +187,9 @@ def backbone_label(args):
 def order_of(row):
     """Sorts (backbone, loss): the paper's order of backbones and losses, then by variant."""
     backbone, loss = row
-    parts = loss.split(":")
-    default = LOSSES[parts[0]][1].get("margin", 0)
-    margin = [float(x[1:]) for x in parts[1:] if x[0] == "m"] or [default]
-    kind = backbone.split(" ")[0]
-    rank = [*BACKBONES].index(kind), backbone, [*LOSSES].index(parts[0])
-    return *rank, "joint" in parts, loss.count(":m"), margin, loss
+    loss_type, options = read_label(loss)
+    rank = [*BACKBONES].index(backbone.split(" ")[0]), backbone, [*LOSSES].index(loss_type)
+    return *rank, options.get("hinge_norm", ""), options.get("margin", 0), loss
 
 
 def group_runs(runs):
@@ -331,11 +232,15 @@ def group_runs(runs):
 
 def read_curve(folder):
     """The records of a run folder's metrics.jsonl. Raises InputError."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     try:
-        records = msgspec.json.Decoder(Record).decode_lines(path.read_bytes())
+        records = msgspec.json.Decoder().decode_lines(path.read_bytes())
         if not records:
-            raise ValueError("the file is empty")
+            raise InputError("the file is empty")
+        for record in records:
+            check_fields(record, "step", "loss", "dev.f1")
+            others = (f"dev.{name}" for name in (*SCORES, "above_threshold"))
+            check_fields(record, *others, needed=False)
     except FAULTS as error:
         raise InputError(f"{path}: no evaluations of a run: {error}") from None
     return records
@@ -344,22 +249,22 @@ def read_curve(folder):
 def read_shifts(run):
     """Test F1 against the shift of the threshold, from a run's logits: shifts [K] rising, F1 [K].
     Raises InputError."""
-    path = run["folder"] / "test_logits.npz"
+    path = run["folder"] / logits_file("test")
     if not run["test"]:
-        raise InputError(f"{path}: results.json has no test scores")
+        raise InputError(f"{path}: {RESULTS} has no test scores")
     arrays = read_logits(path)
     above = margins(torch.from_numpy(arrays["logits"]), run["loss_type"], run["num_labels"])
     shifts, correct, predicted = shift_curve(above.numpy(), arrays["labels"])
     f1 = f1_score(correct, predicted, run["data"]["test"]["triples"])
     unshifted = np.abs(shifts).argmin()  # the curve has 0 itself
     if abs(f1[unshifted] - run["test"]["f1"]) > 1e-6:
-        raise InputError(f"{path}: its F1 is not that of results.json")
+        raise InputError(f"{path}: its F1 is not that of {RESULTS}")
     return shifts[::-1], f1[::-1]
 
 
 def read_pair(run, split, row):
     """One pair of a run's logits, as figures.pair_scores takes it. Raises InputError."""
-    path = run["folder"] / f"{split}_logits.npz"
+    path = run["folder"] / logits_file(split)
     arrays = {k: x if x is None else x[row : row + 1] for k, x in read_logits(path).items()}
     if len(arrays["logits"]) == 0:
         raise InputError(f"{path}: it has no pair number {row}")

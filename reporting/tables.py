@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from engine.run_folder import FAULTS, PREDICTIONS, submission_file
 from evaluation import PATTERNS, RATIOS, named_facts, pattern_ratios
 from inputs.files import InputError
-from reporting.runs import FAULTS, FUSED, SCORES, Patterns
+from reporting.runs import SCORES
 from reporting.statistics import paired_bootstrap, read_counts, scores_of_counts
 
 # Columns of a table -> columns of `frame_of`.
@@ -45,9 +46,8 @@ def frame_of(group):
     parts = ("backbone", "loss", "seed", "dev", "test", "tuned", "fusion")
     runs = [run for runs in group["rows"].values() for run in runs]
     frame = pd.json_normalize([{name: run[name] for name in parts} for run in runs])
-    splits = ("dev", "test", "tuned.dev", "tuned.test")
-    shares = [f"{split}.{score}" for split in splits for score in (*SCORES, "evi_f1")]
-    shares += [f"fusion.test.{score}" for score in FUSED]
+    splits = ("dev", "test", "tuned.dev", "tuned.test", "fusion.test")
+    shares = [f"{split}.{score}" for split in splits for score in SCORES]
     frame = frame.reindex(columns=[*parts[:3], *shares, *FALSE.values(), "tuned.shift"])
     frame[shares] *= 100
     return frame
@@ -150,13 +150,13 @@ def group_tables(runs, paper, of_paper):
 
 
 # What is compared on test -> the run folder's submission of it.
-SUBMISSIONS = {"test": "predictions", "tuned": "test_tuned", "fusion": "test_fused"}
+SUBMISSIONS = {"test": PREDICTIONS} | {x: submission_file("test", x) for x in ("tuned", "fusion")}
 
 
 def run_counts(run, kind, truth, facts, rel2id):
     """`document_counts` of one of a run's SUBMISSIONS; None where the run was not scored so, or is
     too old to have kept it. Raises InputError where it is not what its results.json scores."""
-    path = run["folder"] / f"{SUBMISSIONS[kind]}.json"
+    path = run["folder"] / SUBMISSIONS[kind]
     if not path.exists():
         path = path.with_name(f"{path.name}.gz")
     scores = run["test"] if kind == "test" else (run[kind] or {}).get("test")
@@ -177,10 +177,11 @@ def run_patterns(run):
     if not path.exists():
         return None
     try:
-        counts = np.array(msgspec.json.decode(path.read_bytes(), type=Patterns).dev, dtype=np.int64)
-        same = counts.sum(0).tolist() == [run["dev"][name] for name in PATTERNS]
-        same &= len(counts) == run["data"]["dev"]["documents"]
-    except FAULTS as error:
+        counts = msgspec.json.decode(path.read_bytes(), type=dict[str, list[list[int]]])
+        counts = np.array(counts.get("dev", ()), dtype=np.int64)
+        same = counts.shape == (run["data"]["dev"]["documents"], len(PATTERNS))
+        same = same and counts.sum(0).tolist() == [run["dev"].get(name) for name in PATTERNS]
+    except (*FAULTS, OverflowError) as error:
         raise InputError(f"{path}: not the patterns of a run: {error}") from None
     if not same:
         raise InputError(f"{path}: its numbers are not those of results.json")

@@ -9,7 +9,7 @@ from conftest import REL2ID, read
 from test_evaluation import slow_pattern
 
 from engine.options import Options
-from engine.scoring import to_official
+from engine.scoring import predicted_facts
 from evaluation import PATTERNS, count_patterns, evaluate
 from losses import decode, threshold_of
 from prepro import entity_pairs
@@ -63,7 +63,7 @@ def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, f
         features = [{"title": d["title"], "entity_pos": d["vertexSet"]} for d in truth]
         for shift, kind in ((0.0, ""), (0.25, "tuned" * tuned), (-0.25, "fusion" * fused)):
             predicted = decode(scores, loss_type, 4, shift)
-            submission = to_official(predicted, features, REL2ID)
+            submission = [fact for *_, fact in predicted_facts(predicted, features, REL2ID)]
             threshold = threshold_of(scores, loss_type).numpy()
             found = evaluate(submission, truth, splits["train"])
             found |= count_patterns(scores.numpy(), labels, threshold + shift)

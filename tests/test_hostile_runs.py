@@ -154,7 +154,7 @@ def test_other_broken_files_of_runs(run_folder, data, tmp_path, capsys):
         broken.append(at / name)
 
     shutil.copytree(run_folder, runs / "sound")
-    for value in [None, -1, 10**400, 1e308, float("nan"), "x", [], {}]:
+    for value in [None, 10**400, 1e308, float("nan"), "x", [], {}]:
         for place in [("step",), ("loss",), ("dev",), ("dev", "f1")]:
             if place == ("loss",) or value != []:
                 add(

@@ -6,6 +6,8 @@ import re
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import reduce
+from operator import getitem
 
 import numpy as np
 import pytest
@@ -15,9 +17,9 @@ from made_runs import labels_of, row_of, write_run
 
 import report
 from inputs.files import InputError, run_main
-from losses import LOSSES
+from losses import LOSSES, loss_label, read_label
 from reporting import figures
-from reporting.runs import find_runs, group_runs, loss_label, read_curve
+from reporting.runs import find_runs, group_runs, read_curve
 from reporting.tables import data_tables
 
 PAPER = read(ROOT / "meta/paper_results.json")
@@ -48,7 +50,7 @@ def test_runs_that_differ_are_never_averaged(data, tmp_path):
         record = results
         for key in path[:-1]:
             record = record[key]
-        record[path[-1]] = "other"
+        record[path[-1]] = "bf16" if name == "precision" else "other"
         (tmp_path / name / "results.json").write_text(json.dumps(results))
     # these do not change a score, or name a row
     write_run(tmp_path / "batch", data, seed=7, test_batch_size=3, device="cuda", wandb="offline")
@@ -117,28 +119,37 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     root = tmp_path / "runs"
     write_run(root / "sound", data, logits=False)
     shutil.copytree(root / "sound", root / "twin")
-    for name, content in {
-        "empty": "",
-        "cut": (root / "sound/results.json").read_text()[:500],
-        "foreign": '{"accuracy": 0.9}',
-        "list": "[]",
-    }.items():
+    sound = (root / "sound/results.json").read_text()
+    contents = {"empty": "", "cut": sound[:500], "foreign": '{"accuracy": 0.9}', "list": "[]"}
+    left_out = {
+        "empty": "Input data was truncated",
+        "cut": "Input data was truncated",
+        "foreign": "args.seed is missing",
+        "list": "args.seed is missing",
+    }
+    for path, value, reason in (
+        ("version", 99, "version 99, this code knows up to 1"),
+        ("version", "1", "version: '1' is no number"),
+        ("args.loss_type", "X", "args.loss_type: 'X': "),
+        ("args.backbone", [], "args.backbone: []: "),
+        ("args.margin", "x", "args.margin: 'x': "),
+        ("args.learning_rate", [], "args.learning_rate: []: "),
+        ("data.dev", 3, "data.dev.sha256 is missing"),
+        ("data.test", None, "data.test.sha256 is missing"),
+        ("data.train.sha256", None, "data.train.sha256: None is no text"),
+        ("dev.f1", math.nan, "JSON is malformed: invalid character"),
+        ("dev.f1", "x", "dev.f1: 'x' is no number"),
+        ("test.FP", None, "test.FP: None is no number"),
+        ("tuned", {"dev": {}}, "tuned.dev.f1 is missing"),
+    ):
+        name = f"broken {len(contents)}"
+        results = json.loads(sound)
+        *parents, key = path.split(".")
+        reduce(getitem, parents, results)[key] = value
+        contents[name], left_out[name] = json.dumps(results), reason
+    for name, content in contents.items():
         (root / name).mkdir()
         (root / name / "results.json").write_text(content)
-    for name, change in {
-        "nan": ("dev", "f1", math.nan),
-        "high": ("dev", "f1", 1.5),
-        "count": ("test", "FP", None),
-        "loss": ("args", "loss_type", "X"),
-        "margin": ("args", "margin", "x"),
-        "flag": ("args", "learning_rate", []),
-        "split": ("data", "dev", 3),
-        "untested": ("data", "test", None),
-    }.items():
-        results = read(root / "sound/results.json")
-        results[change[0]][change[1]] = change[2]
-        (root / name).mkdir()
-        (root / name / "results.json").write_text(json.dumps(results))
     write_run(root / "evaluation", data, logits=False, load_path="gone/run")
     (root / "unfinished").mkdir()
     shutil.copy(root / "sound/metrics.jsonl", root / "unfinished")
@@ -148,22 +159,8 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     report.main(["--runs", str(root), "--out", str(root / "out"), "--data_dir", str(data)])
     found = read(root / "out/report.json")
     reasons = {x["folder"].rsplit("/")[-1]: x["reason"] for x in found["left_out"]}
-    no_run = "results.json is not a finished run's: "
-    assert reasons.pop("empty") == reasons.pop("cut") == no_run + "Input data was truncated"
-    assert reasons.pop("foreign") == no_run + "Object missing required field `args`"
-    assert reasons.pop("list") == no_run + "Expected `object`, got `array`"
-    assert reasons.pop("nan").startswith(no_run + "JSON is malformed: invalid character")
-    for name, field in {
-        "high": "dev.f1",
-        "count": "test.FP",
-        "loss": "args.loss_type",
-        "margin": "args.margin",
-        "flag": "args.learning_rate",
-        "split": "data.dev",
-    }.items():
-        reason = reasons.pop(name)
-        assert reason.startswith(no_run) and reason.endswith(f" - at `$.{field}`")
-    assert "data.test is missing" in reasons.pop("untested")
+    for name, reason in left_out.items():
+        assert reasons.pop(name).startswith(f"results.json is not a finished run's: {reason}")
     assert reasons.pop("unfinished") == "unfinished: it has no results.json"
     assert reasons.pop("evaluation") == "only evaluates gone/run, whose results.json is not there"
     assert reasons.pop("other").startswith("not a run")
@@ -175,6 +172,30 @@ def test_broken_unfinished_and_foreign_folders_are_named(data, tmp_path, capsys)
     assert f"{root / 'sound'} and {root / 'twin'} have the same settings and seed (1)" in notes
     assert f"{root / 'sound/metrics.jsonl'}: no evaluations of a run" in notes
     assert row_of(group["tables"][2], "ATL")["seeds"] == [1]
+
+
+def test_runs_of_other_versions_have_other_scores(data, tmp_path):
+    """A score that one lacks is the others' mean, or blank; one that nobody knows is not shown."""
+    older, newer = (write_run(tmp_path / f"runs/{x}", data, seed=x, logits=False) for x in (1, 5))
+    results = [read(folder / "results.json") for folder in (older, newer)]
+    for name in ("macro_f1", "evi_f1", "FN_CRK", "FN/F"):
+        for split in ("dev", "test"):
+            del results[0][split][name]
+    del results[0]["args"]["evidence_threshold"], results[1]["dev"]["FN/F"]
+    results[1] |= {"version": 1, "calibration": 3}
+    results[1]["test"] |= {"new_score": 0.5, "of_relations": {"P17": 0.25}}
+    for folder, content in zip((older, newer), results, strict=True):
+        (folder / "results.json").write_text(json.dumps(content))
+    report.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    (group,) = read(tmp_path / "out/report.json")["groups"]
+    tables = {x["name"]: row_of(x, "ATL")["cells"] for x in group["tables"]}
+    assert [tables["Table 3"]["F1"][x] for x in ("n", "mean")] == [
+        2, pytest.approx(50 * sum(x["test"]["f1"] for x in results))
+    ]  # fmt: skip
+    macro = {"mean": pytest.approx(100 * results[1]["test"]["macro_f1"]), "std": None, "n": 1}
+    assert tables["Table 7"]["macro F1"].items() >= macro.items()
+    assert tables["Table 4"]["FN/F"]["mean"] is None
+    assert "group1-atlop-patterns.png" in {x["file"].split("/")[1] for x in group["figures"]}
 
 
 def test_what_a_run_did_not_score_is_not_compared(data, tmp_path):
@@ -189,7 +210,7 @@ def test_what_a_run_did_not_score_is_not_compared(data, tmp_path):
         (
             {"dev": patterns["dev"][:-1] + [[0, 0, 0, 0, 0]]},
             {"dev": patterns["dev"] + [[0, 0, 0, 0, 0]]},
-            {"dev": [[1, 2, 3]]},
+            {"dev": [["x"]]},
         )
     ):
         (run / "patterns.json").write_text(json.dumps(patterns | change))
@@ -318,9 +339,13 @@ def test_pair_is_the_right_row(made, data):
 
 
 def test_a_loss_of_ones_own_has_a_name_without_any_further_line(monkeypatch):
-    monkeypatch.setitem(LOSSES, "Mine", (LOSSES["SAT"][0], {"alpha": 2.0}))
-    assert loss_label({"loss_type": "Mine", "alpha": 3.0}) == "Mine:alpha3"
-    assert loss_label({"loss_type": "Mine", "alpha": 2.0}) == "Mine"
+    def mine(logits, labels, alpha: float = 2.0):
+        return logits.sum()
+
+    monkeypatch.setitem(LOSSES, "Mine", mine)
+    assert loss_label("Mine", {"alpha": 3.0}) == "Mine:a3"
+    assert loss_label("Mine", {"alpha": 2.0}) == "Mine"
+    assert read_label("Mine:a3") == ("Mine", {"alpha": 3.0})
 
 
 def test_penalties_are_the_papers():

@@ -32,6 +32,7 @@ def without_times(folder):
 
 def test_run_folder(demo, finished):
     results, records = read(finished / "results.json"), without_times(finished)
+    assert results["version"] == 1
     assert [r["step"] for r in records] == [3, 4, 6, 8]  # every 3 steps and at the epochs' ends
     best = max(records, key=lambda r: r["dev"]["f1"])
     assert results["best"] == {"epoch": best["epoch"], "step": best["step"]}
