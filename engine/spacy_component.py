@@ -8,8 +8,8 @@
         print(x.head[0], x.name, x.tail[0], x.evidence)
 
 It comes after what finds sentences, entities and, if at all, coreference; what it makes of them
-says inputs/spacy_documents.py. What it found is kept in doc.user_data as plain numbers, so that documents
-can be saved and sent to other processes. A part of a document (span.as_doc()) has no relations.
+says inputs/spacy_documents.py. What it found is kept in doc.user_data as plain numbers, so that
+documents can be saved and sent to other processes. A part of a document (span.as_doc()) has no relations.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from losses import LOSSES, decode, get_loss
+from engine import options
+from losses import LOSSES, all_options, decode, get_loss, loss_label, read_label, sat_loss
 
 CASES = [(name, "separate") for name in LOSSES] + [("HingeABL", "joint")]
 
@@ -223,3 +224,46 @@ def test_decode_against_slow_version(loss_type):
             expected = torch.zeros(12, dtype=torch.float64)
             expected[kept or [0]] = 1
             assert torch.equal(predicted, expected) and predicted.dtype == torch.float64
+
+
+LABELS = {
+    "HingeABL": ("HingeABL", {"margin": 5.0, "hinge_norm": "separate"}),  # its defaults
+    "HingeABL:joint:m3": ("HingeABL", {"margin": 3.0, "hinge_norm": "joint"}),
+    "AML:m2": ("AML", {"margin": 2.0}),
+    "AFL:g0.5": ("AFL", {"gamma": 0.5}),
+    "PMTEM:w0.1,0.5": ("PMTEM", {"entropy_weight": (0.1, 0.5)}),
+    "NCRL:s0.05": ("NCRL", {"ncrl_shift": 0.05}),
+    "ATGL:w4": ("ATGL", {"positive_weight": 4.0}),
+}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_labels_name_what_is_not_the_default(label):
+    loss_type, options = LABELS[label]
+    assert loss_label(loss_type, dict.fromkeys(all_options()) | options) == label
+    read, found = read_label(label)
+    assert read == loss_type and loss_label(read, found) == label
+    assert found == options or label == "HingeABL"
+
+
+@pytest.mark.parametrize("label", ["ATL:m3", "Mine", "NCRL:s2", "HingeABL:x3", "PMTEM:w1"])
+def test_labels_that_name_nothing_are_refused(label):
+    with pytest.raises(ValueError, match=f"{label}.* is unknown|{label}: :"):
+        read_label(label)
+
+
+def test_a_loss_of_ones_own_is_a_function_and_a_line(monkeypatch):
+    """Its flag, its default and its label follow."""
+
+    def mine(logits, labels, alpha: float = 2.0):
+        return alpha * sat_loss(logits, labels)
+
+    monkeypatch.setitem(LOSSES, "Mine", mine)
+    (field,) = [field for name, _, field in options.of_losses() if name == "alpha"]
+    assert field.default is None and field.metadata["help"] == "of Mine (default 2.0)"
+    assert field.metadata["saved"]
+    logits, labels = torch.randn(3, 5), torch.eye(5)[:3]
+    expected = sat_loss(logits, labels)
+    assert torch.allclose(get_loss("Mine")(logits, labels), 2 * expected)
+    assert torch.allclose(get_loss("Mine", alpha=3, margin=7)(logits, labels), 3 * expected)
+    assert read_label(loss_label("Mine", {"alpha": 3.0})) == ("Mine", {"alpha": 3.0})
