@@ -9,7 +9,8 @@
 
 It comes after what finds sentences, entities and, if at all, coreference; what it makes of them
 says inputs/spacy_documents.py. What it found is kept in doc.user_data as plain numbers, so that
-documents can be saved and sent to other processes. A part of a document (span.as_doc()) has no relations.
+documents can be saved and sent to other processes. A part of a document (span.as_doc()) has no
+relations.
 """
 
 from dataclasses import dataclass
