@@ -33,7 +33,8 @@ from utils import autocast, collate, set_seed
 
 
 def make_features(args):
-    """Documents with the wanted number of entities, 1.4 mentions each, 6 % of the pairs related."""
+    """Documents with the wanted number of entities, 1.4 mentions each, 6 % of the pairs related,
+    each with one sentence as its evidence."""
     set_seed(0)
     features, counts = [], np.ravel(args.entities)
     for i in range(args.batch):
@@ -61,64 +62,36 @@ def make_features(args):
     return features
 
 
-def make_step(
-    config, features, device="cpu", loss="ATL", evidence_weight=0.0, precision=None, **settings
-):
-    """A function that trains a new model over an encoder of this configuration for one step, and
-    returns its seconds; precision None: float32 on a CPU, bfloat16 on a GPU. settings: of
-    model.DocREConfig."""
-    teaches = evidence_weight > 0
-    batch = collate(features, ([2], [3], 0), sentences=teaches, evidence=teaches)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+def measure(backbone, args):
+    """{"seconds": median of the steps, "peak_mib": peak memory}"""
+    on_gpu = args.device.startswith("cuda")
+    batch = collate(make_features(args), ([2], [3], 0))
+    batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
+    sizes = {"hidden_size": args.width, "intermediate_size": 4 * args.width}
+    sizes |= {"num_hidden_layers": args.layers, "num_attention_heads": 12}
     set_seed(0)
-    model = new_model(build_encoder("", config, weights=False), **settings).to(device).train()
+    encoder = build_encoder("", {"model_type": "bert", **sizes}, weights=False)
+    model = new_model(encoder, backbone=backbone, emb_size=args.width).to(args.device).train()
     optimizer = make_optimizer(model, 5e-5, 1e-4)
-    on_gpu = device.startswith("cuda")
     parts = {
-        "loss_function": get_loss(loss),
+        "loss_function": get_loss("HingeABL"),
         "optimizer": optimizer,
         "schedule": make_schedule(optimizer, 1000, 0.06),
         "scaler": torch.amp.GradScaler("cuda" if on_gpu else "cpu", enabled=False),
-        "autocast": autocast(device, precision or ("bf16" if on_gpu else "fp32")),
+        "autocast": autocast(args.device, args.precision or ("bf16" if on_gpu else "fp32")),
         "max_grad_norm": 1.0,
     }
-
-    def step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(args.repeats + 1):
         started = time.perf_counter()
-        train_step(model, [batch], **parts, evidence_weight=evidence_weight)
+        train_step(model, [batch], **parts)
         if on_gpu:
             torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    return step
-
-
-def bert_sizes(args):
-    """The configuration of a BERT of the width and layers that the flags ask for."""
-    return {
-        "model_type": "bert",
-        "hidden_size": args.width,
-        "num_hidden_layers": args.layers,
-        "num_attention_heads": 12,
-        "intermediate_size": 4 * args.width,
-    }
-
-
-def run_and_peak(step, count, device):
-    """Seconds of so many steps, and their peak memory in MiB: on a GPU what was allocated; on a CPU
-    the process's largest size less what it was before."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = [step() for _ in range(count)]
-    if device.startswith("cuda"):
-        return seconds, torch.cuda.max_memory_allocated() / 2**20
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
-def measure(backbone, args):
-    """{"seconds": median of the steps, "peak_mib": peak memory}"""
-    settings = {"backbone": backbone, "emb_size": args.width, "precision": args.precision}
-    step = make_step(bert_sizes(args), make_features(args), args.device, "HingeABL", **settings)
-    seconds, peak = run_and_peak(step, args.repeats + 1, args.device)
+        seconds.append(time.perf_counter() - started)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if on_gpu:
+        peak = torch.cuda.max_memory_allocated() / 2**20
     return {"seconds": statistics.median(seconds[1:]), "peak_mib": peak}
 
 
