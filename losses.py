@@ -1,18 +1,19 @@
-"""The seven losses of the paper's Table 3, three of others, and the decoding rule.
+"""The seven losses of the paper's Table 3, three later ones, and the decoding rule.
 
 Every loss takes `logits` [pairs, classes] and multi-hot `labels` [pairs, classes] and returns the
 mean over pairs, a scalar. Class 0 is the threshold class TH; `labels[:, 0]` is 1 where no relation
-holds. P are the positive, N the negative relations (class 0 is in neither), and
+holds. P are a pair's positive relations, N its negative ones (class 0 is in neither), s the logits:
 
     d_r = s_r - s_TH  for r in P,    s_TH - s_r  for r in N                              (Eq. 8)
 
-is how far relation r lies on the right side of the threshold. Whatever the precision of the
-logits, a loss is computed in float32 (float64 stays), with logsigmoid and logsumexp: no exponential
-that could overflow. softplus(-d) = -log(sigmoid(d)) is taken from `logsigmoid`, which is exact;
-`softplus` turns linear above 20.
+is positive where relation r is on the right side of the threshold. A loss is computed in float32
+(float64 stays), also for logits in half precision, and with logsigmoid and logsumexp, so that no
+exponential overflows. softplus(-d) is computed as -logsigmoid(d), because torch's softplus
+approximates above 20.
 """
 
 import inspect
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Literal, get_origin
 
@@ -56,7 +57,7 @@ def atl_loss(logits, labels):
 def balanced_softmax_loss(logits, labels):
     """Balanced softmax (Zhang et al., 2021): log(1 + sum_P e^-s) + log(1 + sum_N e^s).
 
-    The threshold is fixed at 0 and class 0 is an ordinary class: positive where nothing holds.
+    The threshold is fixed at 0, and class 0 is an ordinary class, in P where no relation holds.
     """
     logits = _split(logits, labels)[0]
     positive = labels > 0
@@ -67,12 +68,12 @@ def balanced_softmax_loss(logits, labels):
 
 
 def hinge_weight(distance, margin=5.0):
-    """w_r = max(0, m - d_r), Eq. 9 and Figure 3: how hard a relation still is."""
+    """w_r = max(0, m - d_r), Eq. 9 and Figure 3: 0 for a relation beyond the margin."""
     return F.relu(margin - distance)
 
 
 def hinge_penalty(distance, margin=5.0):
-    """w_r softplus(-d_r), Eq. 17: a relation's part in HingeABL before w is normalised."""
+    """w_r softplus(-d_r), Eq. 17: a relation's term in HingeABL before w is normalised."""
     return -hinge_weight(distance, margin) * F.logsigmoid(distance)
 
 
@@ -89,7 +90,7 @@ def afl_loss(logits, labels, gamma: float = 1.0):
     """
     logits, positive, negative = _split(logits, labels)
     difference = logits - logits[:, :1]
-    # p_TH^gamma as exp(gamma log p_TH): its gradient stays finite where p_TH underflows.
+    # p_TH^gamma is computed from log p_TH, so that its gradient is finite where p_TH underflows.
     weight = 1 + torch.exp(gamma * F.logsigmoid(-difference))
     focal = (-weight * F.logsigmoid(difference)).masked_fill(~positive, 0)
     return (focal.sum(1) + _threshold_nll(logits, negative)).mean()
@@ -120,16 +121,16 @@ def hinge_abl_loss(
 ):
     """Adaptive Hinge Balance Loss, Eq. 9 and 10: sum_R w_r softplus(-d_r), w_r = max(0, m - d_r).
 
-    `hinge_norm="joint"` normalises w by its sum over all relations (Eq. 10 as printed);
-    `"separate"` by its sum over P and, apart, over N (the authors' released code). Gradients flow
-    through w. A pair all of whose relations are beyond the margin has zero loss and gradient.
+    `hinge_norm="joint"` divides w by its sum over P and N (Eq. 10 as printed); `"separate"` divides
+    by the sum over P for P and by the sum over N for N (the authors' released code). Gradients flow
+    through w. A pair with all its relations beyond the margin has zero loss and gradient.
     """
     logits, positive, negative = _split(logits, labels)
     distance = _distance(logits, positive)
     weight, penalty = hinge_weight(distance, margin), hinge_penalty(distance, margin)
 
     def normalised(part):
-        # The floor only guards 0 / 0: a weight is 0 or at least one rounding step of the margin.
+        # The minimum only prevents 0 / 0: m - d_r is either 0 or at least a rounding step of m.
         return (penalty * part).sum(1) / (weight * part).sum(1).clamp(min=1e-30)
 
     if hinge_norm == "joint":
@@ -139,11 +140,11 @@ def hinge_abl_loss(
 
 def pmtem_loss(logits, labels, entropy_weight: tuple[NotNegative, NotNegative] = (1.0, 1.0)):
     """Pairwise Moving-threshold loss with Entropy Minimization (PEMSCL; Guo et al., EACL 2023):
-    Eq. 7, plus l1 mean_P H(sigmoid(d_r)) + l2 mean_N H(sigmoid(d_r)), H the entropy of a choice
-    between two. entropy_weight: (l1, l2).
+    sum_R softplus(-d_r) + l1 mean_P H(sigmoid(d_r)) + l2 mean_N H(sigmoid(d_r)), H the binary
+    entropy. entropy_weight: (l1, l2).
 
-    As in the released code, a pair's sum over P is not divided by its own |P|, but multiplied by
-    the mean of 1 / max(1, |P|) over all pairs; so with N.
+    As in the released code, mean_P is a pair's sum over P times the mean of 1 / max(1, |P|) over
+    all pairs, not divided by its own |P|; mean_N likewise.
     """
     logits, positive, negative = _split(logits, labels)
     distance = _distance(logits, positive)
@@ -158,20 +159,20 @@ def pmtem_loss(logits, labels, entropy_weight: tuple[NotNegative, NotNegative] =
 
 def ncrl_loss(logits, labels, ncrl_shift: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0):
     """None Class Ranking Loss (Zhou and Lee, IJCAI 2022): -sum_P log sigmoid(d_r)
-    - sum_N log min(1, sigmoid(d_r) + shift), and the same for the class "none", which holds where
-    nothing else does: its score lies s_TH - mean_R s_r above theirs."""
+    - sum_N log min(1, sigmoid(d_r) + shift), plus the same term for the none class, whose d is
+    m = s_TH - mean_R s_r where no relation holds (then it is in P), else -m (then it is in N)."""
     logits, positive, negative = _split(logits, labels)
     distance = _distance(logits, positive)
 
-    def lenient(log_p):  # log min(1, p + shift)
+    def shifted(log_p):  # log min(1, p + shift)
         if ncrl_shift == 0:
             return log_p
         return torch.logaddexp(log_p, torch.full_like(log_p, ncrl_shift).log()).clamp(max=0)
 
     log_p = F.logsigmoid(distance)
-    loss = -(log_p * positive + lenient(log_p) * negative).sum(1)
-    above = logits[:, 0] - logits[:, 1:].mean(1)
-    none = F.logsigmoid(above).where(~positive.any(1), lenient(F.logsigmoid(-above)))
+    loss = -(log_p * positive + shifted(log_p) * negative).sum(1)
+    margin = logits[:, 0] - logits[:, 1:].mean(1)
+    none = F.logsigmoid(margin).where(~positive.any(1), shifted(F.logsigmoid(-margin)))
     return (loss - none).mean()
 
 
@@ -183,8 +184,20 @@ def atgl_loss(logits, labels, positive_weight: Annotated[float, msgspec.Meta(gt=
     return (nll[:, 0] + positive_weight * (nll * positive).sum(1)).mean()
 
 
-# The first seven are the paper's Table 3. The further parameters of a function are the options of
-# its loss: each is a flag of train.py, is saved with the model and is named in reports.
+def evidence_loss(sentence_attention, counts):
+    """Evidence loss of DREEAM (Ma et al., EACL 2023, Eq. 6): the sum over pairs of KL(v || p).
+
+    sentence_attention [P, S] is p; counts [P, S]: how many of a pair's relations name a sentence as
+    evidence, and v = counts / (sum over sentences). A pair without evidence adds 0. p is at least
+    1e-30, because a sentence that was cut off has p = 0.
+    """
+    v = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    log_p = sentence_attention.float().clamp(min=1e-30).log()
+    return (torch.special.xlogy(v, v) - v * log_p).sum()
+
+
+# The first seven are the paper's Table 3. A function's further parameters are the options of its
+# loss: each is a flag of train.py, is saved with the model and is named in reports.
 LOSSES = {
     "ATL": atl_loss,
     "balance_softmax": balanced_softmax_loss,
@@ -197,7 +210,7 @@ LOSSES = {
     "NCRL": ncrl_loss,
     "ATGL": atgl_loss,
 }
-ZERO_THRESHOLD = {"balance_softmax"}  # a relation is predicted where s_r > 0, of others s_r > s_TH
+ZERO_THRESHOLD = {"balance_softmax"}  # predict where s_r > 0; all others where s_r > s_TH
 
 
 def options_of(loss_type):
@@ -207,7 +220,7 @@ def options_of(loss_type):
 
 
 def all_options():
-    """Every option that a loss has: name -> {loss: inspect.Parameter}."""
+    """The options of all losses: name -> {loss: inspect.Parameter}."""
     found = {}
     for loss_type in LOSSES:
         for name, parameter in options_of(loss_type).items():
@@ -218,9 +231,9 @@ def all_options():
 def get_loss(loss_type, **options):
     """The loss named `loss_type` as a function (logits, labels) -> scalar.
 
-    options: of any loss; those that this one does not have are of no account, and None is its own
-    default (margin: 1 for AML, 5 for HingeABL). Raises ValueError for an unknown loss or value,
-    TypeError for an option that no loss has.
+    options: those of other losses are ignored, and None means the default of this loss (margin: 1
+    for AML, 5 for HingeABL). Raises ValueError for an unknown loss or value, TypeError for an
+    option that no loss has.
     """
     if loss_type not in LOSSES:
         raise ValueError(f"loss_type: unknown loss {loss_type!r}, one of {', '.join(LOSSES)}")
@@ -236,15 +249,42 @@ def get_loss(loss_type, **options):
     return partial(LOSSES[loss_type], **given)
 
 
-# --- The notation of scripts and reports, e.g. HingeABL:joint:m3 -------------------------------
+def threshold_of(logits, loss_type):
+    """The threshold that a predicted relation exceeds, [pairs, 1]: s_TH, or 0 (ZERO_THRESHOLD)."""
+    return torch.zeros_like(logits[:, :1]) if loss_type in ZERO_THRESHOLD else logits[:, :1]
+
+
+def margins(logits, loss_type="ATL", num_labels=4):
+    """s_r - s_TH of every relation, [pairs, classes]; -inf for class 0 and for relations below the
+    `num_labels` highest of a pair (-1: no limit; ties at the last rank stay).
+
+    As in the released code, class 0 counts among the `num_labels` where the threshold is fixed at
+    0, because there it is an ordinary class.
+    """
+    above = logits - threshold_of(logits, loss_type)
+    if 0 < num_labels < logits.shape[1]:
+        rivals = logits if loss_type in ZERO_THRESHOLD else logits[:, 1:]
+        lowest = rivals.topk(num_labels, dim=1).values[:, -1:]
+        above = above.masked_fill(logits < lowest, -torch.inf)
+    above[:, 0] = -torch.inf
+    return above
+
+
+def decode(logits, loss_type="ATL", num_labels=4, shift=0.0):
+    """Multi-hot predictions [pairs, classes] in the logits' dtype: relations with s_r > s_TH +
+    shift, at most the `num_labels` highest of a pair (see `margins`). Class 0 is 1 where no
+    relation is predicted."""
+    predicted = margins(logits, loss_type, num_labels) > shift
+    predicted[:, 0] = ~predicted.any(1)
+    return predicted.to(logits.dtype)
 
 
 def loss_label(loss_type, options):
-    """The loss with the options that are not its defaults. options: name -> value, None: the
-    default; others' are of no account.
+    """The notation of scripts and reports: a loss and those of its options that are not at their
+    defaults, such as HingeABL:joint:m3. options: as in `get_loss`.
 
-    A choice stands as it is (joint), a number behind the first letter of the last word of its
-    option: m of margin, g of gamma, s of ncrl_shift, w of positive_weight.
+    A choice (joint) is written as it is, a number after the first letter of the last word of its
+    option's name: m for margin, g for gamma, s for ncrl_shift, w for positive_weight.
     """
     label = loss_type
     for name, parameter in reversed(options_of(loss_type).items()):
@@ -257,24 +297,20 @@ def loss_label(loss_type, options):
 
 
 def read_label(label):
-    """A label back to (loss, options that it names, name -> value). Raises ValueError."""
+    """Reads a `loss_label`: (loss, {option: value}). Raises ValueError if it is none."""
     loss_type, *parts = label.split(":")
     if loss_type not in LOSSES:
         raise ValueError(f"{label} is unknown, it is none of {', '.join(LOSSES)}")
     options = {}
     for part in parts:
         for name, parameter in options_of(loss_type).items():
-            letter = _letter(name, parameter)
-            values = part.removeprefix(letter).split(",")
-            try:
-                is_tuple = get_origin(parameter.annotation) is tuple
-                value = values if is_tuple else ",".join(values)
-                value = msgspec.convert(value, parameter.annotation, strict=False)
-            except msgspec.ValidationError:
-                continue
-            if part.startswith(letter):
-                options[name] = value
-                break
+            kind, letter = parameter.annotation, _letter(name, parameter)
+            value = part.removeprefix(letter)
+            value = value.split(",") if get_origin(kind) is tuple else value
+            with suppress(msgspec.ValidationError):
+                if part.startswith(letter):
+                    options[name] = msgspec.convert(value, kind, strict=False)
+                    break
         else:
             known = [f":{_letter(*x)}{_shown(x[1].default)}" for x in options_of(loss_type).items()]
             raise ValueError(
@@ -291,48 +327,3 @@ def _shown(value):
     if isinstance(value, tuple):
         return ",".join(map(_shown, value))
     return value if isinstance(value, str) else f"{value:g}"
-
-
-def evidence_loss(sentence_attention, counts):
-    """DREEAM's (Ma et al., EACL 2023, Eq. 6), summed over pairs: KL(v || p), v = counts / sum.
-
-    sentence_attention: p, the part of a pair's attention on every sentence, [P, S]; counts: how
-    many of the pair's relations name the sentence as evidence, [P, S]. A pair without evidence adds
-    0. Where p is 0 (a sentence that was cut off) it counts as 1e-30.
-    """
-    v = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    log_p = sentence_attention.float().clamp(min=1e-30).log()
-    return (torch.special.xlogy(v, v) - v * log_p).sum()
-
-
-def threshold_of(logits, loss_type):
-    """The score a relation has to exceed, [pairs, 1]: s_TH, or 0 for those of ZERO_THRESHOLD."""
-    return torch.zeros_like(logits[:, :1]) if loss_type in ZERO_THRESHOLD else logits[:, :1]
-
-
-def margins(logits, loss_type="ATL", num_labels=4):
-    """s_r - s_TH, by how much every relation exceeds the threshold, [pairs, classes]; -inf for
-    what is never predicted: class 0, and what lies below a pair's `num_labels` highest.
-
-    Ties at the last rank stay; -1 for no limit. Where the threshold is fixed at 0, class 0 is an
-    ordinary class and counts among the `num_labels`, as in the released code. (Where class 0 is the
-    threshold it may: what lies below it is not predicted anyway.)
-    """
-    above = logits - threshold_of(logits, loss_type)
-    if 0 < num_labels < logits.shape[1]:
-        rivals = logits if loss_type in ZERO_THRESHOLD else logits[:, 1:]
-        lowest = rivals.topk(num_labels, dim=1).values[:, -1:]
-        above = above.masked_fill(logits < lowest, -torch.inf)
-    above[:, 0] = -torch.inf
-    return above
-
-
-def decode(logits, loss_type="ATL", num_labels=4, shift=0.0):
-    """Multi-hot predictions [pairs, classes] of the same dtype: relations with s_r > s_TH + shift,
-    at most the `num_labels` highest of a pair (see `margins`). Class 0 is set where nothing is.
-
-    A shift above 0 raises the threshold: fewer relations are predicted.
-    """
-    predicted = margins(logits, loss_type, num_labels) > shift
-    predicted[:, 0] = ~predicted.any(1)
-    return predicted.to(logits.dtype)
