@@ -1,14 +1,14 @@
-"""Predictions in the formats of other tools: every writer takes records (see predict.py) as they
-come and a text file, and holds one record at a time."""
+"""Predictions in the formats of other tools. Every writer takes an iterable of records (see
+predict.py) and a text file; it is streaming: only one record is in memory at a time."""
 
 import csv
 import json
 import re
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 
 def write_list(items, file):
-    """A JSON list, an item a line."""
+    """A JSON list with one item on each line."""
     file.write("[")
     for i, item in enumerate(items):
         file.write(("," if i else "") + "\n" + json.dumps(item, ensure_ascii=False))
@@ -16,13 +16,13 @@ def write_list(items, file):
 
 
 def write_lines(records, file):
-    """JSON lines: a record a line."""
+    """JSON lines: one record on each line."""
     for record in records:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def write_official(records, file):
-    """A submission: {title, h_idx, t_idx, r, evidence} of every relation."""
+    """A submission in DocRED's format: {title, h_idx, t_idx, r, evidence} for every relation."""
     write_list(official_triples(records), file)
 
 
@@ -42,9 +42,9 @@ COLUMNS = "title head head_name relation name tail tail_name score evidence".spl
 
 
 def write_csv(records, file):
-    """A line for every relation; evidence: numbers of sentences with blanks between."""
-    # Texts are quoted: below Python 3.13 csv leaves a lone carriage return bare, where readers
-    # begin a new line.
+    """One line for every relation; evidence: sentence numbers separated by blanks."""
+    # Text is always quoted: before Python 3.13 csv does not quote a lone carriage return, and
+    # readers would begin a new line there.
     table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     table.writerow(COLUMNS)
     for record in records:
@@ -57,20 +57,20 @@ def write_csv(records, file):
 
 
 def _no_formula(cell):
-    """A text that a spreadsheet would run as a formula gets an apostrophe, as is usual."""
-    starts = isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r"))
-    return f"'{cell}" if starts else cell
+    """Puts an apostrophe before a text that a spreadsheet would run as a formula."""
+    is_formula = isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r"))
+    return f"'{cell}" if is_formula else cell
 
 
 NODE = {"name": "string", "type": "string", "document": "string"}
 EDGE = {"relation": "string", "name": "string", "score": "double", "evidence": "string"}
-# What XML has no place for: control characters, and half of a character.
+# XML allows neither control characters nor unpaired surrogates.
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_graphml(records, file):
-    """A graph, which networkx, Gephi and others read: nodes are the entities that have a relation,
-    edges the relations. An entity of a document is a node of its own, "<document>:<entity>"."""
+    """A graph for networkx, Gephi and others: nodes are the entities with a relation, edges the
+    relations. Entities of different documents are different nodes, "<document>:<entity>"."""
     file.write('<?xml version="1.0" encoding="UTF-8"?>\n')
     file.write('<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n')
     for kind, names in (("node", NODE), ("edge", EDGE)):
@@ -89,24 +89,21 @@ def write_graphml(records, file):
             values = {"name": entity["name"], "type": kind, "document": record["title"]}
             _element(file, "node", {"id": f"{i}:{e}"}, values)
         for x in record["relations"]:
-            ends = {end: f"{i}:{x[name]['entity']}" for end, name in ENDS.items()}
+            source, target = (f"{i}:{x[end]['entity']}" for end in ("head", "tail"))
             values = {"relation": x["relation"], "name": x["name"], "score": x["score"]}
             values["evidence"] = " ".join(map(str, x["evidence"]))
-            _element(file, "edge", {"id": f"e{number}"} | ends, values)
+            ends = {"id": f"e{number}", "source": source, "target": target}
+            _element(file, "edge", ends, values)
             number += 1
     file.write("</graph>\n</graphml>\n")
-
-
-ENDS = {"source": "head", "target": "tail"}
 
 
 def _element(file, kind, attributes, values):
     given = " ".join(f"{name}={quoteattr(value)}" for name, value in attributes.items())
     file.write(f"<{kind} {given}>")
     for name, value in values.items():
-        text = NOT_XML.sub("\ufffd", str(value))
-        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        text = text.replace("\r", "&#13;")  # a bare one is read as a line feed
+        # Readers turn an unescaped carriage return into a line feed.
+        text = escape(NOT_XML.sub("\ufffd", str(value)), {"\r": "&#13;"})
         file.write(f'<data key="{kind}-{name}">{text}</data>')
     file.write(f"</{kind}>\n")
 

@@ -1,7 +1,7 @@
-"""Documents and their relations as one self-contained page, for looking at them in a browser.
+"""Documents and their relations as one HTML page that works offline.
 
-page.html beside this file is the page without its data. All text reaches the browser as data and is
-shown as text: no title, name or word can become markup. The page loads nothing and works offline.
+page.html is the page without its data. The documents are inserted as JSON, which the page's script
+shows as text, so no title, name or word can become markup.
 """
 
 import json
@@ -10,18 +10,19 @@ from pathlib import Path
 from inputs.files import write_atomically
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LIMIT = 50  # documents of a page, so that a browser stays quick; of further ones it says how many
+LIMIT = 50  # most documents on a page, so that a browser stays quick
 
-# How words in DocRED format, which lost their blanks, are set.
+# DocRED's documents are lists of words without the blanks between them. These words have none.
 NO_BLANK_BEFORE = frozenset(", . ; : ! ? ) ] } % … ’ ' 's ’s n't".split())
 NO_BLANK_AFTER = frozenset("( [ { $ £ €".split())
 
 
 def write_page(path, shown, total):
-    """shown: at most LIMIT pairs (document, record) of `RelationExtractor.stream`; total: how many
-    documents there were. Raises InputError if the file cannot be written."""
+    """shown: at most LIMIT pairs (document, record) of `RelationExtractor.stream`; total: number of
+    all documents, which the page names. Raises InputError if the file cannot be written."""
     data = {"total": total, "documents": [_document(*pair) for pair in shown]}
-    # "<" could end the element that the data lies in, half a character has no place in a file
+    # Escaped, because "</script>" in a text would end the element. (json.dumps escapes all that is
+    # not ASCII, unpaired surrogates too, which a file cannot hold.)
     text = json.dumps(data).replace("<", "\\u003c")
     html = TEMPLATE.read_text(encoding="utf-8").replace("PAGE_DATA", text, 1)
     write_atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
@@ -42,7 +43,7 @@ def _document(document, record):
 
 
 def _status(relation):
-    if "pattern" in relation:  # of the pair; what is not FN has other relations predicted
+    if "pattern" in relation:  # a missed relation; not FN: its pair has other relations predicted
         pattern = relation["pattern"]
         return pattern if pattern.startswith("FN") else "missed"
     return {True: "correct", False: "wrong", None: "found"}[relation.get("correct")]
@@ -62,10 +63,10 @@ def _fact(relation, status):
 
 
 def _runs(document, number):
-    """A sentence as [text, entities] in turn, the entities of the mentions that cover the text, the
-    shortest mention's first."""
+    """A sentence as a list of [text, entities]: the entities with a mention that covers the text,
+    that of the shortest mention first."""
     words = document["sents"][number]
-    covering = [[] for _ in words]  # per word (length of the mention, entity, place of the mention)
+    covering = [[] for _ in words]  # of each word (length, entity, index) of the mentions
     for e, mentions in enumerate(document["vertexSet"]):
         for k, mention in enumerate(mentions):
             if mention["sent_id"] == number:
@@ -88,7 +89,7 @@ def _runs(document, number):
 
 
 def _gap(document, number, j):
-    """What stands between word j and the word before."""
+    """The text between word j - 1 and word j."""
     if "offsets" in document:
         words = document["offsets"][number]
         return document["text"][words[j - 1][1] : words[j][0]]
