@@ -1,4 +1,4 @@
-"""Documents -> features: token ids with entity markers, as ATLOP has them."""
+"""Documents -> features: token ids with ATLOP's entity markers."""
 
 from collections import Counter
 from functools import lru_cache
@@ -11,22 +11,23 @@ from inputs.files import InputError, relation_ids
 
 @without_collector()
 def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
-    """Features of validated documents: a list with one dict per document,
+    """Features of validated documents, a list of dicts:
 
-    title        str
-    input_ids    [L] int, L <= max_seq_length: [CLS] tokens [SEP], every mention between two "*"
-    entity_pos   per entity the (start, end) of every mention, in tokens before [CLS] is added and
-                 before the cut to max_seq_length - 2; start is the opening "*"
-    sentence_bounds  where the sentences start and the last one ends, [S + 1], in the same tokens
-    evidence     a sorted list of (head, tail, sentence): for each distinct triple, each sentence
-                 that its label names
-    pairs        [P, 2] the candidate pairs (head, tail), only of a document that names them
-    triples      [K, 3] int32, the distinct (head, tail, class id) that hold, sorted; of the pairs
+    title            str
+    input_ids        [L] int, L <= max_seq_length: [CLS] tokens [SEP], each mention between two "*"
+    entity_pos       for each entity the (start, end) of its mentions, start at the opening "*",
+                     counted in tokens without [CLS] and before the cut to max_seq_length - 2
+    sentence_bounds  [S + 1], where the sentences start and where the last one ends, counted so, too
+    triples          [K, 3] int32, the distinct (head, tail, class id) that hold, sorted; without
+                     those that are no candidates
+    evidence         sorted list of (head, tail, sentence), one for each sentence that the label of
+                     a distinct triple names
+    pairs            [P, 2], the candidate pairs (head, tail), if the document has candidates
 
-    Mentions that start (end) on the same word share the marker, unless the document has
-    own_markers; then each distinct (start, end, type) has its own, as in ATLOP's reader of CDR and
-    GDA. Each word is tokenized on its own, without a leading space, as ATLOP does, also for
-    RoBERTa; a distinct word only once.
+    As in ATLOP, each word is tokenized by itself without a leading space, also for RoBERTa, and
+    mentions that start (end) on the same word have one common marker. In a document with
+    own_markers each distinct (start, end, type) has its own, as in ATLOP's reader of CDR and GDA.
+    Raises InputError for a tokenizer without the tokens that this takes.
     """
     rel2id = relation_ids() if rel2id is None else rel2id
     pieces = _word_pieces(documents, tokenizer)
@@ -35,7 +36,7 @@ def docred_features(documents, tokenizer, max_seq_length=1024, rel2id=None):
     for document in documents:
         tokens, entity_pos, sentence_bounds = _mark_entities(document, pieces, marker)
         labels = document.get("labels", [])
-        # an entity and itself are no pair of the model
+        # An entity and itself are no pair.
         triples = {(x["h"], x["t"], rel2id[x["r"]]) for x in labels if x["h"] != x["t"]}
         pairs = {}
         if "candidates" in document:
@@ -75,7 +76,7 @@ def _word_pieces(documents, tokenizer):
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not words:
         ids = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
-    else:  # most of a call's time is what transformers makes of its result
+    else:  # the fast tokenizer itself: transformers' wrapper would take most of the time
         backend.no_padding()
         backend.no_truncation()
         ids = [x.ids for x in backend.encode_batch(words, add_special_tokens=False)]
@@ -93,11 +94,10 @@ def _marker_id(tokenizer):
 
 
 def _mark_entities(document, pieces, marker):
-    """Token ids with markers, without special tokens; entity_pos and sentence_bounds (see
-    docred_features)."""
-    mentions = [m for of_entity in document["vertexSet"] for m in of_entity]
+    """Token ids with markers, but without special tokens; entity_pos; sentence_bounds."""
+    mentions = [mention for entity in document["vertexSet"] for mention in entity]
     spans = [(m["sent_id"], *m["pos"]) for m in mentions]
-    # (sentence, word) -> markers before it, after it
+    # starts, ends: (sentence, word) -> number of markers before, after the word
     if document.get("own_markers"):
         kinds = [str(m.get("type")) for m in mentions]
         spans = [span for span, _ in set(zip(spans, kinds, strict=True))]
@@ -107,7 +107,7 @@ def _mark_entities(document, pieces, marker):
         starts = {(sentence, start): 1 for sentence, start, _ in spans}
         ends = {(sentence, end - 1): 1 for sentence, _, end in spans}
     tokens = []
-    offset = []  # per sentence, the token at which each word starts, and where the sentence ends
+    offset = []  # of each sentence: the tokens at which its words start, and where it ends
     for i, sentence in enumerate(document["sents"]):
         offset.append([])
         for j, word in enumerate(sentence):
@@ -127,7 +127,7 @@ def _mark_entities(document, pieces, marker):
 
 
 def pairs_of(feature):
-    """The pairs (head, tail) of a feature that are classified, [P, 2]."""
+    """The pairs (head, tail) of a feature that are classified, [P, 2]: its candidates, or all."""
     return feature["pairs"] if "pairs" in feature else entity_pairs(len(feature["entity_pos"]))
 
 
@@ -137,7 +137,7 @@ def related_pairs(feature):
 
 
 def candidate_pairs(document):
-    """The same of a document: its candidates, all ordered pairs where it names none."""
+    """The pairs (head, tail) of a document that are classified, [P, 2]: its candidates, or all."""
     if "candidates" in document:
         return np.array(document["candidates"], dtype=np.int64).reshape(-1, 2)
     return entity_pairs(len(document["vertexSet"]))
@@ -145,6 +145,6 @@ def candidate_pairs(document):
 
 @lru_cache(maxsize=256)
 def entity_pairs(num_entities):
-    """All ordered pairs (head, tail), head != tail, [E (E - 1), 2], head by head."""
+    """All pairs (head, tail), head != tail, [E (E - 1), 2], sorted."""
     grid = np.indices((num_entities, num_entities), dtype=np.int64).reshape(2, -1).T
     return grid[grid[:, 0] != grid[:, 1]]

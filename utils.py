@@ -1,4 +1,4 @@
-"""Batches, seeds, precision: what is neither model nor data format."""
+"""Seeds, precision and batches."""
 
 import os
 import random
@@ -11,25 +11,27 @@ from prepro import pairs_of
 
 
 def set_seed(seed):
-    """Seeds python, numpy and torch (all devices)."""
+    """Seeds Python, NumPy and torch on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def make_deterministic():
-    """Same seed, same bits. Without it threads add up the gradient of indexing in any order. Torch
-    warns of an operation that has no such version on the device."""
+    """Makes runs with the same seed equal to the last bit. torch warns where an operation has no
+    deterministic version on the device."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads it
-    torch.backends.cudnn.benchmark = False  # which picks an algorithm by its time
-    torch.backends.cuda.enable_mem_efficient_sdp(False)  # torch would only warn of its gradient
-    # cuBLAS reads it when it starts: work space of its own for every stream
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # costs time; we read no such memory
+    )
+    torch.backends.cudnn.benchmark = False  # it would choose algorithms by measured times
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # its gradient is not deterministic
+    # cuBLAS reads this when it starts: each stream gets a workspace of its own.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def autocast(device, precision):
-    """A function that makes a context in which torch computes in that precision."""
+    """A function that returns a context manager, torch.autocast in this precision."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     kind = torch.device(device).type
     return partial(torch.autocast, kind, dtype=dtype, enabled=dtype is not None)
@@ -39,49 +41,52 @@ def to_device(batch, device):
     """A batch of `collate` on the device."""
     if torch.device(device).type == "cpu":
         return batch
-    # pinned memory lets the copies run behind the step before
+    # Copies from pinned memory overlap with the GPU's work on the step before.
     return {
         name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()
     }
 
 
 def special_tokens(tokenizer, transformer_type):
-    """What opens and closes a window of a long document (lists of token ids): RoBERTa's released
-    recipe closes one with two separators."""
+    """(opening, closing) token ids of a long document's windows; as in the released code, a window
+    of RoBERTa's ends with two separators."""
     closing = 2 if transformer_type == "roberta" else 1
     return [tokenizer.cls_token_id], [tokenizer.sep_token_id] * closing
 
 
 def window_starts(length, size, num_special):
-    """Where the windows of a document start, in tokens: the first at 0, the last ends at its end.
+    """The tokens at which the windows of a document start. The first window starts at 0, the last
+    one ends with the document.
 
-    Up to 2 * size tokens there are at most two, as in the released code (they miss up to
-    num_special tokens in the middle of a document of nearly 2 * size tokens; kept, so that scores
-    are comparable); beyond, as many as cover every token.
+    Up to 2 * size tokens there are two windows, as in the released code, so that scores are
+    comparable. (Of nearly 2 * size tokens, up to num_special in the middle are in neither window.)
+    Longer documents have as many windows as it takes to cover all tokens.
     """
     if length <= size:
         return [0]
-    fresh = size - num_special  # what a window adds at most; special tokens hide the rest
+    fresh = size - num_special  # most further tokens that a window covers
     count = 2 if length <= 2 * size else 1 + -(-(length - size) // fresh)
     return [i * (length - size) // (count - 1) for i in range(count)]
 
 
 def collate(features, tokens, num_class=97, size=512, sentences=False, evidence=False):
-    """Features -> one batch, a dict of dense tensors (B documents, W windows, R mentions, E
-    entities, P pairs; padded with 0):
+    """Features -> one batch, a dict of dense tensors (B documents of at most L tokens, W windows of
+    T tokens, R mentions, E entities, P pairs; padded with 0):
 
-    input_ids, attention_mask [W, T]; without documents longer than `size`, W = B and T = L
+    input_ids, attention_mask [W, T]; W = B and T = L if no document is longer than `size`
     mention_pos      [B, R]     token of each mention's opening "*"
     entity_mentions  [B, E, R]  True where a mention belongs to an entity
     num_entities     [B]
-    pairs            [P, 3]     (document, head, tail) that are classified, of the documents in turn
-    labels           [P, num_class] bool, class 0 where nothing holds
-    and, where a document is longer than `size` tokens:
-    window_doc, window_start [W]; window_valid [W, T]: the tokens that are the document's own text;
-    doc_mask [B, L]: the tokens of each document
-    and, where they are asked for:
-    sentences        [B, L, S]  float, 1 where a token, markers included, belongs to a sentence
-    evidence         [P, S]     float: how many relations of the pair name the sentence
+    pairs            [P, 3]     the classified pairs (document, head, tail), sorted by document
+    labels           [P, num_class] bool, class 0 where no relation holds
+    if a document is longer than `size`:
+    window_doc       [W]        the document of a window
+    window_start     [W]        its first token in the document
+    window_valid     [W, T]     True at the document's tokens, not at added special tokens
+    doc_mask         [B, L]     True at the tokens of each document
+    if asked for:
+    sentences        [B, L, S]  float, 1 where a token (also a marker) belongs to a sentence
+    evidence         [P, S]     float, how many relations of the pair name the sentence
 
     tokens: (opening ids, closing ids, padding id), see `special_tokens`. A mention whose marker was
     cut off is left out. (As in the released code, a marker right at the cut falls on [SEP].)
@@ -98,7 +103,7 @@ def collate(features, tokens, num_class=97, size=512, sentences=False, evidence=
 
 def _windows(features, tokens, size):
     opening, closing, padding = tokens
-    windows = []  # (document, start, ids, first own token, end of the own tokens)
+    windows = []  # (document, start, ids, first and end of the tokens that are the document's)
     for i, feature in enumerate(features):
         ids = feature["input_ids"]
         starts = window_starts(len(ids), size, len(opening) + len(closing))
@@ -112,10 +117,10 @@ def _windows(features, tokens, size):
     input_ids = np.full((len(windows), width), padding, dtype=np.int64)
     mask = np.zeros((len(windows), width), dtype=np.int64)
     valid = np.zeros((len(windows), width), dtype=bool)
-    for row, (_, _, ids, first, end) in enumerate(windows):
-        input_ids[row, : len(ids)] = ids
-        mask[row, : len(ids)] = 1
-        valid[row, first:end] = True
+    for i, (_, _, ids, first, end) in enumerate(windows):
+        input_ids[i, : len(ids)] = ids
+        mask[i, : len(ids)] = 1
+        valid[i, first:end] = True
     batch = {"input_ids": input_ids, "attention_mask": mask}
     if len(windows) > len(features):
         batch["window_doc"] = np.array([x[0] for x in windows])
@@ -127,12 +132,12 @@ def _windows(features, tokens, size):
 
 
 def _mentions(features):
-    kept = []  # per document (entity, token)
+    kept = []  # of each document the (entity, token) of its mentions
     for feature in features:
         length = len(feature["input_ids"])
         kept.append(
             [
-                (e, start + 1)  # 1: [CLS]
+                (e, start + 1)  # + 1: [CLS] comes first
                 for e, spans in enumerate(feature["entity_pos"])
                 for start, _ in spans
                 if start + 1 < length
@@ -155,7 +160,7 @@ def _sentences(features):
     most = max(len(feature["sentence_bounds"]) - 1 for feature in features)
     belongs = np.zeros((len(features), longest, max(most, 1)), dtype=np.float32)
     for i, feature in enumerate(features):
-        # 1: [CLS]; what was cut off is no token, and [SEP] comes last
+        # + 1: [CLS] comes first. No sentence reaches beyond the cut or contains [SEP].
         bounds = np.minimum(np.array(feature["sentence_bounds"]) + 1, len(feature["input_ids"]) - 1)
         for s in range(len(bounds) - 1):
             belongs[i, bounds[s] : bounds[s + 1], s] = 1
@@ -172,7 +177,7 @@ def _evidence(features):
 
 
 def _pair_index(feature, head, tail):
-    """The indices of pairs among those of the document that are classified."""
+    """The indices of the pairs (head, tail) in `pairs_of` the feature."""
     if "pairs" not in feature:
         return head * (len(feature["entity_pos"]) - 1) + tail - (tail > head)
     index = {pair: k for k, pair in enumerate(map(tuple, feature["pairs"].tolist()))}
@@ -181,21 +186,21 @@ def _pair_index(feature, head, tail):
 
 
 def _pairs(features, num_class):
-    pairs, rows, classes, total = [], [], [], 0
+    pairs, index, classes, total = [], [], [], 0
     for i, feature in enumerate(features):
         ends = pairs_of(feature)
         pairs.append(np.concatenate([np.full((len(ends), 1), i), ends], axis=1))
         head, tail, relation = feature["triples"].T
-        rows.append(total + _pair_index(feature, head, tail))
+        index.append(total + _pair_index(feature, head, tail))
         classes.append(relation)
         total += len(ends)
     labels = np.zeros((total, num_class), dtype=bool)
-    labels[np.concatenate(rows), np.concatenate(classes)] = True
+    labels[np.concatenate(index), np.concatenate(classes)] = True
     labels[:, 0] = ~labels[:, 1:].any(1)
     return {"pairs": np.concatenate(pairs), "labels": labels}
 
 
 def save_arrays(path, arrays):
-    """Writes named numpy arrays, compressed (.npz), to exactly this path."""
-    with open(path, "wb") as file:
+    """Writes NumPy arrays, {name: array}, as a compressed .npz file."""
+    with open(path, "wb") as file:  # given a path, NumPy would append .npz to it
         np.savez_compressed(file, **arrays)
