@@ -1,11 +1,11 @@
-"""Scoring: the official DocRED / Re-DocRED scores, macro scores and prediction patterns.
+"""The official DocRED / Re-DocRED scores, macro scores and prediction patterns.
 
 As a library: `evaluate(predictions, truth, train)` and `count_patterns(logits, labels)`.
 As a command: `python evaluation.py --pred predictions.json --truth dev_revised.json
 --train train_revised.json [--rel2id rel2id.json] [--output scores.json]`.
 
 A prediction is {"title", "h_idx", "t_idx", "r"} as in a DocRED submission ("evidence" is optional).
-All scores lie in [0, 1].
+All scores are in [0, 1].
 """
 
 from collections import Counter
@@ -16,17 +16,14 @@ import numpy as np
 from inputs.documents import iter_documents, read_documents, read_predictions
 from inputs.files import META_DIR, InputError, OneLineParser, relation_ids, run_main, write_json
 
-# The ten relations with most facts in DocRED's training set; the rest are the long tail. They are
-# named, not counted: in a part of the corpus other ten may lead.
+# The ten relations with most facts in DocRED's training set; all others are the long tail. They are
+# fixed, because a part of the corpus may have other ten.
 FREQUENT = frozenset("P17 P131 P27 P150 P175 P577 P463 P527 P495 P361".split())
 
 
 def named_facts(documents):
-    """The facts of `documents` by name: a set of (head name, tail name, property).
-
-    A fact stands under every pair of names of its mentions, as Ign F1 is defined. A set, which is
-    what this made before, comes back as it is.
-    """
+    """The facts of `documents` by name: a set of (head name, tail name, property), for all names of
+    the mentions, as Ign F1 is defined. A set that this function made is returned as it is."""
     if isinstance(documents, (set, frozenset)):
         return documents
     facts = set()
@@ -38,9 +35,8 @@ def named_facts(documents):
 
 
 def known_facts(path, truth, rel2id=None):
-    """What the scores of `truth` ask of a training file, which is streamed: its facts by
-    name, as far as `truth` has them too, and its facts of every relation (`count_relations`).
-    rel2id: see `documents.iter_documents`, which also says what is refused."""
+    """What scoring `truth` needs of a training file, streaming: (those of its `named_facts` that
+    `truth` has, too; its `count_relations`). rel2id, and what is raised: see `iter_documents`."""
     wanted, found, counts = named_facts(truth), set(), Counter()
     for document in iter_documents(path, rel2id, unique_titles=False):
         found |= named_facts([document]) & wanted
@@ -49,7 +45,7 @@ def known_facts(path, truth, rel2id=None):
 
 
 def gold_facts(documents):
-    """What is to be found: (title, head, tail, property) -> evidence, a list of sentences."""
+    """The facts of `documents`: (title, head, tail, property) -> evidence, a list of sentences."""
     return {
         (document["title"], x["h"], x["t"], x["r"]): x.get("evidence") or ()
         for document in documents
@@ -58,17 +54,16 @@ def gold_facts(documents):
 
 
 def count_relations(documents):
-    """How many facts of every relation the documents have: a Counter, property -> number."""
+    """Number of facts of every relation: a Counter, property -> number."""
     return Counter(r for document in documents for *_, r in gold_facts([document]))
 
 
 def frequent_relations(counts, rel2id):
-    """The relations that the freq scores are of, a set of properties; the rest are the long tail.
+    """The relations of the freq scores, a set of properties; all others are the long tail.
 
-    DocRED's ten, whatever is counted, where rel2id (property -> class id) has all of them. Else the
-    ten with most facts in `counts` (see `count_relations`), of equally many the first by name: to
-    be counted in the training file or, where there is none, in the truth. Where no more than ten
-    have facts, all of these are frequent.
+    FREQUENT if rel2id (property -> class id) has all of them, else the ten with most facts in
+    `counts` (`count_relations` of the training file or, without one, of the truth), ties broken by
+    name.
     """
     if FREQUENT <= rel2id.keys():
         return FREQUENT
@@ -76,13 +71,13 @@ def frequent_relations(counts, rel2id):
 
 
 def f1_score(correct, predicted, gold):
-    """F1 of numbers of facts (numbers or arrays), 0 where nothing is predicted or true."""
+    """F1 from numbers of facts (or arrays of them), 0 where there are none."""
     return 2 * correct / np.maximum(predicted + gold, 1)
 
 
 def ign_f1_score(correct, predicted, gold, known):
-    """F1 with the known facts taken out of the correct and the predicted, but not out of the gold,
-    as the official scorer has it, its 1e-5 too."""
+    """Ign F1: the known facts are subtracted from the correct and from the predicted, but not from
+    the gold, with 1e-5 in the denominator, as in the official scorer."""
     precision = (correct - known) / (predicted - known + 1e-5)
     recall = correct / np.maximum(gold, 1)
     both = precision + recall
@@ -96,11 +91,10 @@ def _ratio(part, whole):
 def evaluate(predictions, truth, train=(), distant=None, frequent=FREQUENT):
     """All scores of a submission, a dict.
 
-    predictions: list of dicts in submission format; duplicates count once; those of a title that
-    is not in `truth` count as predicted. truth: documents with labels. train, distant: the
-    documents whose facts the Ign scores leave out, or what `named_facts` made of them (distant
-    None: no ign_f1_distant). frequent: the properties that the freq scores are of; for relations
-    other than DocRED's give what `frequent_relations` returns.
+    predictions: list of dicts in submission format; duplicates count once, and titles that are not
+    in `truth` count as predicted. truth: documents with labels. train, distant: the documents whose
+    facts are left out in the Ign scores, or their `named_facts` (distant None: no ign_f1_distant).
+    frequent: the properties of the freq scores, see `frequent_relations`.
     """
     documents = {document["title"]: document for document in truth}
     gold = gold_facts(truth)
@@ -122,8 +116,8 @@ def evaluate(predictions, truth, train=(), distant=None, frequent=FREQUENT):
 
 
 def known_of(correct, documents, facts):
-    """Those of the correct keys (title, head, tail, property) whose fact, under any names of its
-    mentions, is among `facts` (see `named_facts`). documents: title -> document."""
+    """Those of the correct keys (title, head, tail, property) that are in `facts` (`named_facts`)
+    under any names of their mentions. documents: title -> document."""
 
     def is_known(title, h, t, r):
         entities = documents[title]["vertexSet"]
@@ -140,7 +134,7 @@ def _micro(correct, predicted, gold, prefix=""):
 
 
 def _evidence(submitted, gold, documents):
-    """F1 of the evidence sentences, 0 where a submission names none."""
+    """F1 of the evidence sentences, 0 if the submission has none."""
     given = {key: set(x["evidence"]) for key, x in submitted.items() if x.get("evidence")}
     correct = sum(len(given[key].intersection(gold[key])) for key in given if key in gold)
     predicted = sum(len(sentences) for key, sentences in given.items() if key[0] in documents)
@@ -149,29 +143,24 @@ def _evidence(submitted, gold, documents):
 
 
 def _breakdowns(submitted, gold, correct, documents, frequent):
-    """F1 over frequent and long-tail relations, and within and across sentences. Predictions of
-    unknown titles count in the former; whether they are within a sentence nobody knows."""
+    """Scores of frequent and long-tail relations, and of facts within a sentence (intra) and across
+    sentences (inter). Predictions of unknown titles are neither intra nor inter."""
     sentences = {}  # (title, entity) -> the sentences of its mentions
     for title, document in documents.items():
         for i, mentions in enumerate(document["vertexSet"]):
             sentences[title, i] = frozenset(mention["sent_id"] for mention in mentions)
 
     def count(keys):
-        """[frequent, all, within a sentence, of known title] among the keys."""
+        """How many of the keys are in each of the four groups."""
         known = [key for key in keys if key[0] in documents]
-        within = sum(not sentences[t, h].isdisjoint(sentences[t, o]) for t, h, o, _ in known)
-        return [sum(key[3] in frequent for key in keys), len(keys), within, len(known)]
+        intra = sum(not sentences[t, h].isdisjoint(sentences[t, o]) for t, h, o, _ in known)
+        freq = sum(key[3] in frequent for key in keys)
+        return freq, len(keys) - freq, intra, len(known) - intra
 
-    often, total, within, known = zip(*map(count, (correct, submitted, gold)), strict=True)
-    groups = {
-        "freq": often,
-        "long_tail": [x - y for x, y in zip(total, often, strict=True)],
-        "intra": within,
-        "inter": [x - y for x, y in zip(known, within, strict=True)],
-    }
     scores = {}
-    for name, counts in groups.items():
-        scores |= _micro(*counts, prefix=name)
+    counts = zip(*map(count, (correct, submitted, gold)), strict=True)
+    for name, of_group in zip(("freq", "long_tail", "intra", "inter"), counts, strict=True):
+        scores |= _micro(*of_group, prefix=name)
     return scores
 
 
@@ -189,13 +178,13 @@ PATTERNS = ("TP", "TN", "FP", "FN_CRK", "FN_IRK")
 
 
 def prediction_patterns(logits, labels, threshold=None, shift=0.0):
-    """The pattern of every pair (Fig. 2 of the paper), [pairs] int: an index into PATTERNS.
+    """The pattern of every pair (Fig. 2 of the paper), [pairs] int, an index of PATTERNS.
 
-    logits, labels: [pairs, classes] arrays, column 0 the threshold class; threshold: [pairs, 1] or
-    a number, None: logits[:, :1]; shift: added to it. TN: nothing predicted and nothing holds; TP:
-    the sets are equal; FP: something predicted, the sets differ; FN: nothing predicted though
-    something holds, CRK if every true relation scores higher than every false one, else IRK. No
-    limit on the number of relations predicted.
+    TN: no relation is predicted and none holds; TP: the predicted are those that hold; FP: some are
+    predicted, and not those that hold; FN: none is predicted, but some hold, CRK if each of these
+    scores higher than all others, else IRK. Any number of relations may be predicted.
+    logits, labels: [pairs, classes] arrays, column 0 the threshold class. threshold: [pairs, 1] or
+    a number, None: logits[:, :1]; shift is added to it.
     """
     ranked = ranked_right(logits, labels)
     scores, labels = np.asarray(logits), np.asarray(labels)[:, 1:] > 0
@@ -208,8 +197,8 @@ def prediction_patterns(logits, labels, threshold=None, shift=0.0):
 
 
 def ranked_right(logits, labels):
-    """Whether every true relation of a pair scores higher than every false one, [pairs]; class 0
-    does not count. logits, labels: [pairs, classes] arrays."""
+    """Whether every true relation of a pair scores higher than every false one, [pairs] bool.
+    logits, labels: [pairs, classes] arrays, whose column 0 is not read."""
     scores, labels = np.asarray(logits)[:, 1:], np.asarray(labels)[:, 1:] > 0
     lowest_true = np.where(labels, scores, np.inf).min(1)
     highest_false = np.where(labels, -np.inf, scores).max(1)
@@ -220,7 +209,7 @@ RATIOS = "F/(T+F)", "FN/F", "FN_CRK/FN"
 
 
 def count_patterns(logits, labels, threshold=None, shift=0.0):
-    """Counts of the PATTERNS, and their RATIOS."""
+    """Counts of the PATTERNS and their RATIOS, a dict. Arguments: see `prediction_patterns`."""
     patterns = prediction_patterns(logits, labels, threshold, shift)
     counts = np.bincount(patterns, minlength=5)
     ratios = zip(RATIOS, pattern_ratios(counts).tolist(), strict=True)
@@ -228,7 +217,7 @@ def count_patterns(logits, labels, threshold=None, shift=0.0):
 
 
 def pattern_ratios(counts):
-    """The paper's Table 4 of numbers of pairs by PATTERNS, [..., 5] -> [..., 3]; 0 of nothing."""
+    """The RATIOS of counts of PATTERNS (Table 4), [..., 5] -> [..., 3]; 0 / 0 is 0."""
     pairs, missed = np.sum(counts, -1), counts[..., 3] + counts[..., 4]
     false = counts[..., 2] + missed
     wholes = np.stack([pairs, false, missed], -1)
@@ -236,7 +225,8 @@ def pattern_ratios(counts):
 
 
 def read_logits(path):
-    """The arrays of a run's logits file: logits, labels, threshold (None where there is none)."""
+    """A run's logits file: {"logits", "labels" [pairs, classes], "threshold" [pairs, 1] or None}.
+    Raises InputError."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("logits", "labels")}
@@ -249,7 +239,7 @@ def read_logits(path):
         raise InputError(f"{path}: not a logits file: {error!r}") from None
 
 
-LARGEST_SCORE = 1e9  # far more than a model gives, and few enough digits to add up
+LARGEST_SCORE = 1e9  # no model's logits are larger; sums of larger ones would not be exact
 
 
 def _check_arrays(logits, labels, threshold):
@@ -259,17 +249,14 @@ def _check_arrays(logits, labels, threshold):
         raise ValueError(f"labels: {labels.dtype} are no numbers")
     if threshold is not None and threshold.shape != (len(logits), 1):
         raise ValueError("threshold: not of shape [pairs, 1]")
-    for name, array in {"logits": logits, "threshold": threshold}.items():
-        if array is None:
-            continue
-        if array.dtype not in (np.float16, np.float32, np.float64):
-            raise ValueError(f"{name}: {array.dtype} are no numbers of a model")
-        if not (np.abs(array) <= min(LARGEST_SCORE, float(np.finfo(array.dtype).max))).all():
-            raise ValueError(f"{name}: not all are numbers of a model, up to {LARGEST_SCORE:g}")
+    for array in (logits,) if threshold is None else (logits, threshold):
+        is_float = array.dtype in (np.float16, np.float32, np.float64)
+        if not is_float or not (np.abs(array.astype(float)) <= LARGEST_SCORE).all():
+            raise ValueError(f"logits or threshold: not all are floats up to {LARGEST_SCORE:g}")
 
 
 def format_scores(scores):
-    """A few readable lines; scores in percent, counts as they are."""
+    """The scores in percent and the counts, as text of a few lines."""
     p = {k: f"{100 * v:.2f}" for k, v in scores.items() if isinstance(v, float)}
     lines = [
         f"F1 {p['f1']}   Ign F1 {p['ign_f1']}   precision {p['precision']}   recall {p['recall']}",
