@@ -1,9 +1,9 @@
-"""The CPU's own way through BERT and its kin, DistilBERT, MPNet and DeBERTa-v2: the real tokens one
-after the other, without padding; attention in blocks that stay in the cache; dropout of 16 random
-bits a number, never stored. The numbers are those of transformers' forward (dropout aside, whose
-draws differ).
+"""A faster forward on CPUs for BERT, RoBERTa, ELECTRA, DistilBERT, MPNet and DeBERTa-v2: the real
+tokens of all windows in one unpadded tensor, attention in blocks that fit into the cache, dropout
+from 16 random bits a number, with masks that are not stored. The output is that of the forward of
+transformers, except that dropout draws other random numbers.
 
-Shapes: W windows of T tokens, N of them real; width d.
+Shapes: W windows of T tokens, N real tokens in all windows together; width d.
 """
 
 from typing import NamedTuple
@@ -14,20 +14,20 @@ import torch.nn.functional as F
 
 from encoders import relative
 
-# Scores computed at a time: 1 MiB in float32, which a core's cache holds.
+# Attention scores that are computed at a time: 1 MiB in float32, which fits into a core's cache.
 BLOCK = 1 << 18
 
 
 class Layout(NamedTuple):
-    """Where an encoder has its layers, and where a layer has its parts. The rates are the names of
-    the configuration's dropouts: of attention weights, after attention, after the layer."""
+    """Names of an encoder's layers and of a layer's modules; rates are the configuration's names of
+    three dropouts: of the attention weights, after the attention, after the feed-forward part."""
 
     layers: str = "encoder.layer"
     attention: str = "attention.self"
     projections: tuple = ("query", "key", "value")  # of the attention
     attention_dense: str = "attention.output.dense"
     attention_norm: str = "attention.output.LayerNorm"
-    widening: tuple = ("intermediate",)  # one after the other
+    widening: tuple = ("intermediate",)  # the modules before `dense`, in their order
     dense: str = "output.dense"
     norm: str = "output.LayerNorm"
     rates: tuple = ("attention_probs_dropout_prob", "hidden_dropout_prob", "hidden_dropout_prob")
@@ -57,14 +57,14 @@ LAYOUTS = {
 
 
 def supports(config):
-    """Whether `unpadded` knows this encoder, one whose mention attention is computed here."""
-    has_convolution = getattr(config, "conv_kernel_size", 0) > 0  # over padding, too
+    """Whether `unpadded` can run this encoder, for which `computes_attention` is true."""
+    has_convolution = getattr(config, "conv_kernel_size", 0) > 0  # DeBERTa's; it reads padding
     return config.model_type in LAYOUTS and not has_convolution
 
 
 def unpadded(encoder, input_ids, attention_mask, num_layers=1):
-    """The layers over the real tokens [N, d] alone. Returns what `mention_attention.hooked` does,
-    zeros at padding."""
+    """Runs the layers on the real tokens, [N, d]. Returns the same as `mention_attention.hooked`,
+    with zeros at padding."""
     config, parts = encoder.config, LAYOUTS[encoder.config.model_type]
     index = attention_mask.flatten().nonzero()[:, 0]
     lengths = attention_mask.sum(1).tolist()
@@ -72,7 +72,7 @@ def unpadded(encoder, input_ids, attention_mask, num_layers=1):
         getattr(config, name) if name and encoder.training else 0.0 for name in parts.rates
     )
 
-    def unpack(values):
+    def padded(values):  # [N, n] -> [W, T, n]
         empty = values.new_zeros(input_ids.numel(), values.shape[1])
         return empty.index_copy(0, index, values).unflatten(0, input_ids.shape)
 
@@ -80,7 +80,7 @@ def unpadded(encoder, input_ids, attention_mask, num_layers=1):
     if hasattr(encoder, "embeddings_project"):  # ELECTRA's, narrower than its layers
         x = encoder.embeddings_project(x)
     x = x.flatten(0, 1).index_select(0, index)
-    last = []  # (output, attention module, calls) of each of the last layers
+    last = []  # (output, attention module, calls) of the last layers
     for layer in encoder.get_submodule(parts.layers):
         attention = layer.get_submodule(parts.attention)
         query, key, value = (getattr(attention, name)(x) for name in parts.projections)
@@ -98,15 +98,14 @@ def unpadded(encoder, input_ids, attention_mask, num_layers=1):
         last = [*last, (x, attention, calls)][-num_layers:]
     for _, _, calls in last:
         for name in parts.projections[:2]:
-            calls[name][0] = unpack(calls[name][0])
+            calls[name][0] = padded(calls[name][0])
     output = sum(output for output, *_ in last) / num_layers if num_layers > 1 else x
-    return unpack(output), [layer for _, *layer in last]
+    return padded(output), [layer for _, *layer in last]
 
 
 def attend(query, key, value, lengths, heads, rate, *tables):
-    """softmax(Q K^T / sqrt(size)) V of every head and window, with dropout of the weights at this
-    rate: [N, d] three times -> [N, d]; lengths: the windows' tokens, which sum to N; tables: see
-    `Attention`."""
+    """softmax(Q K^T / sqrt(size of a head)) V in every window, with dropout of the weights: three
+    times [N, d] -> [N, d]. lengths: tokens of each window, N in total; tables: see `Attention`."""
     if rate > 0 or tables:
         seed = _seed() if rate > 0 else 0
         return Attention.apply(query, key, value, lengths, heads, rate, seed, *tables)
@@ -121,14 +120,13 @@ def attend(query, key, value, lengths, heads, rate, *tables):
 
 
 class Attention(torch.autograd.Function):
-    """Attention with dropout, which torch has fused for GPUs only: of a window, as many heads at a
-    time as the cache holds. Weights and dropout are made anew in the backward pass.
+    """Attention with dropout, because torch has a fused one for GPUs only. A block is a window and
+    some heads, to fit into the cache. The backward pass computes weights and dropout again.
 
-    tables: none, or what positions add to the scores of query i and key j, before the division by
-    sqrt(size); each may be None:
-    - bias [heads, T, T], added after the division;
-    - pos_key [2 T - 1, d]: + Q_i pos_key[j - i + T - 1];
-    - pos_query [2 T - 1, d]: + K_j pos_query[i - j + T - 1]."""
+    tables: none, or (bias, pos_key, pos_query) for relative positions, each of which may be None.
+    The score of query i and key j is (Q_i K_j + Q_i pos_key[j - i + T - 1]
+    + K_j pos_query[i - j + T - 1]) / sqrt(size of a head) + bias[:, i, j]; bias is [heads, T, T],
+    pos_key and pos_query are [2 T - 1, d]."""
 
     @staticmethod
     def forward(ctx, query, key, value, lengths, heads, rate, seed, *tables):
@@ -136,9 +134,9 @@ class Attention(torch.autograd.Function):
         ctx.settings = lengths, heads, rate, seed
         output = torch.empty_like(query)
         random = np.random.SFC64(seed)
-        parts = _blocks((query, key, value, output), tables, lengths, heads)
-        for (q, k, v, out), near in parts:
-            weights = _softmax(q, k, *near)
+        blocks = _blocks((query, key, value, output), tables, lengths, heads)
+        for (q, k, v, out), positions in blocks:
+            weights = _softmax(q, k, *positions)
             if rate > 0:
                 weights *= keep(weights, rate, random)
             torch.bmm(weights, v, out=out)
@@ -153,9 +151,10 @@ class Attention(torch.autograd.Function):
         grad = grad / (1 - rate)
         random = np.random.SFC64(seed)
         blocks = _blocks((*inputs, grad, *grads), (*tables, *grad_tables), lengths, heads)
-        for (q, k, v, g, dq, dk, dv), near in blocks:
-            near, grad_near = near[: len(tables)], near[len(tables) :]
-            weights = _softmax(q, k, *near)
+        for (q, k, v, g, dq, dk, dv), positions in blocks:
+            positions, grad_positions = positions[: len(tables)], positions[len(tables) :]
+            bias, pos_key, pos_query = positions or (None, None, None)
+            weights = _softmax(q, k, *positions)
             grad_weights = torch.bmm(g, v.transpose(1, 2))
             if rate > 0:
                 mask = keep(weights, rate, random)
@@ -165,42 +164,42 @@ class Attention(torch.autograd.Function):
                 torch.bmm(weights.transpose(1, 2), g, out=dv)
             scale = q.shape[2] ** -0.5
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            if near and near[0] is not None:
-                grad_near[0].add_(grad_scores)
+            if bias is not None:
+                grad_positions[0].add_(grad_scores)
             torch.bmm(grad_scores.mul_(scale), k, out=dq)
             torch.bmm(grad_scores.transpose(1, 2), q, out=dk)
-            if near and near[1] is not None:
+            if pos_key is not None:
                 by_distance = _from_skewed(grad_scores)
-                dq.baddbmm_(by_distance, near[1])
-                grad_near[1].baddbmm_(by_distance.transpose(1, 2), q)
-            if near and near[2] is not None:
+                dq.baddbmm_(by_distance, pos_key)
+                grad_positions[1].baddbmm_(by_distance.transpose(1, 2), q)
+            if pos_query is not None:
                 by_distance = _from_skewed(grad_scores.transpose(1, 2))
-                dk.baddbmm_(by_distance, near[2])
-                grad_near[2].baddbmm_(by_distance.transpose(1, 2), k)
+                dk.baddbmm_(by_distance, pos_query)
+                grad_positions[2].baddbmm_(by_distance.transpose(1, 2), k)
         return *grads, None, None, None, None, *grad_tables
 
 
 def _blocks(tensors, tables, lengths, heads):
-    """Views of a window, block after block: [heads of the block, tokens of the window, size] of
-    tensors [N, d]; and of tables (see `Attention`) what concerns the window."""
-    for window in zip(
-        *(x.unflatten(1, (heads, -1)).transpose(0, 1).split(lengths, 1) for x in tensors),
-        strict=True,
-    ):
+    """Yields, block by block, views [heads of the block, tokens of the window, size of a head] of
+    the tensors [N, d], and views of the tables for the same heads and tokens."""
+    parts = (x.unflatten(1, (heads, -1)).transpose(0, 1).split(lengths, 1) for x in tensors)
+    for window in zip(*parts, strict=True):
         length = window[0].shape[1]
-        near = [_of_window(table, length, heads) for table in tables]
+        of_window = [_of_window(table, length, heads) for table in tables]
         step = max(1, BLOCK // length**2)
         for first in range(0, heads, step):
             block = slice(first, first + step)
-            yield [x[block] for x in window], [None if x is None else x[block] for x in near]
+            yield [x[block] for x in window], [None if x is None else x[block] for x in of_window]
 
 
 def _of_window(table, length, heads):
-    """The middle of a table by distance, the corner of a bias."""
-    if table is None or table.dim() == 3:
-        return table if table is None else table[:, :length, :length]
-    ends = table.shape[0] // 2 + 1 - length  # distances that the window has not
-    middle = table[ends : table.shape[0] - ends]
+    """The part of a table (see `Attention`) for a window of this length."""
+    if table is None:
+        return None
+    if table.dim() == 3:
+        return table[:, :length, :length]
+    unused = table.shape[0] // 2 + 1 - length  # distances at either end that the window lacks
+    middle = table[unused : table.shape[0] - unused]
     return middle.unflatten(1, (heads, -1)).transpose(0, 1)
 
 
@@ -217,14 +216,14 @@ def _softmax(query, key, bias=None, pos_key=None, pos_query=None):
 
 
 def _skewed(by_distance):
-    """[heads, n, 2 n - 1] -> the view [heads, n, n] whose (i, j) is its (i, j - i + n - 1)."""
+    """[heads, n, 2 n - 1] -> the view [heads, n, n] whose (i, j) is (i, j - i + n - 1) there."""
     heads, length, width = by_distance.shape
     strides = (length * width, width - 1, 1)
     return by_distance.as_strided((heads, length, length), strides, length - 1)
 
 
 def _from_skewed(scores):
-    """The tensor whose `_skewed` view is scores, zero elsewhere."""
+    """The inverse of `_skewed`, with zeros at distances that no (i, j) has."""
     heads, length, _ = scores.shape
     by_distance = scores.new_zeros(heads, length, 2 * length - 1)
     _skewed(by_distance).copy_(scores)
@@ -232,7 +231,7 @@ def _from_skewed(scores):
 
 
 def dropout(x, rate):
-    """F.dropout of a training step, with cheap random numbers and nothing stored."""
+    """F.dropout with cheaper random numbers and without a stored mask."""
     return Dropout.apply(x, rate, _seed()) if rate > 0 else x
 
 
@@ -248,7 +247,7 @@ class Dropout(torch.autograd.Function):
 
 
 def keep(like, rate, random):
-    """1 with probability 1 - rate (to 16 bits), else 0: a tensor like `like`."""
+    """A tensor like `like`: 1 with probability 1 - rate (rounded to 16 bits), else 0."""
     bits = random.random_raw(-(-like.numel() // 4)).view(np.int16)
     bits = torch.from_numpy(bits)[: like.numel()].view(like.shape)
     limit = min(round(rate * 2**16), 2**16 - 1) - 2**15

@@ -1,4 +1,4 @@
-"""Encoders and tokenizers as transformers has them: a name or a folder -> what the model needs."""
+"""Loads the encoders and tokenizers of transformers, by hub name or from a folder."""
 
 import re
 
@@ -9,17 +9,17 @@ from encoders.mention_attention import computes_attention, dropout_name, run_enc
 from inputs.files import InputError, reason_of
 
 SMALLEST_WINDOW = 8
-# The pooler's output is never used, and older transformers saved the position ids 0, 1, 2, ...
+# Weights that a checkpoint may lack or have: we use no pooler, and old versions saved position ids.
 UNUSED = re.compile(r"(.*\.)?pooler\..*|.*position_ids")
 
 
 def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
-    """A transformers encoder that returns what localized context pooling needs.
+    """A transformers encoder in float32 for `mention_attention.encode_windows`.
 
-    name: hub name or folder; config_name: the same, for the configuration, None: name; a dict is
-    taken as the configuration itself. weights False draws random ones and needs no weights file.
-    attention_dropout None keeps the configuration's (0 lets a CPU train with fused attention).
-    Raises InputError, naming the encoder, if it cannot be loaded or returns no attention.
+    name: hub name or folder. config_name: hub name or folder of the configuration, or a dict with
+    its fields; None: name. weights False: random weights. attention_dropout None: the
+    configuration's (0 lets a CPU train with fused attention). Raises InputError, naming the
+    encoder, if it cannot be loaded or returns no attention.
     """
     source = config_name or name
     shown = source["model_type"] if isinstance(source, dict) else source
@@ -60,7 +60,7 @@ def build_encoder(name, config_name=None, weights=True, attention_dropout=None):
 
 
 def is_part_of(encoder, key):
-    """Whether a weight lies in a module of the encoder itself; else it is a head's, of no use."""
+    """Whether a weight belongs to the encoder itself, not to a head, which is not needed."""
     key = key.removeprefix(f"{encoder.base_model_prefix}.")
     inside = key.split(".")[0] in dict(encoder.named_children())
     return inside and not UNUSED.fullmatch(key)
@@ -68,29 +68,29 @@ def is_part_of(encoder, key):
 
 def new_encoder(config):
     """A transformers encoder of that configuration, with random weights."""
-    # Asked whether to trust a folder's code, somebody would say yes.
+    # trust_remote_code=False: without it transformers asks the user, who might say yes.
     encoder = AutoModel.from_config(config, trust_remote_code=False, **attention_of(config))
-    encoder.pooler = None  # its output is never used
+    encoder.pooler = None
     return encoder
 
 
 def attention_of(config):
-    """How transformers is to compute attention: the encoders that only return it, plainly."""
+    """The argument for transformers that chooses how attention is computed."""
     if not computes_attention(config):
-        return {"attn_implementation": "eager"}
-    # transformers 4 would take FlashAttention, which leaves padding out of the layers' outputs
+        return {"attn_implementation": "eager"}  # no other returns its attention
+    # transformers 4 would take FlashAttention, whose outputs have no padding.
     return {"attn_implementation": "sdpa"} if config.model_type == "modernbert" else {}
 
 
 def check_encoder(config):
-    """Raises ValueError for an encoder's configuration that no model can have."""
+    """Raises ValueError for a decoder's configuration, and what `window_size` raises."""
     if getattr(config, "is_decoder", False):
         raise ValueError("a decoder (is_decoder), whose tokens do not see those after them")
     window_size(config)
 
 
 def check_precision(config, precision):
-    """Raises InputError for what transformers cannot compute in half precision."""
+    """Raises InputError for an encoder that transformers cannot compute in this precision."""
     if config.model_type == "deberta" and precision != "fp32":
         raise InputError(
             f"--precision {precision}: the first DeBERTa computes in fp32 alone; give "
@@ -124,11 +124,11 @@ def _check_returns_attention(encoder, name):
 
 
 def load_tokenizer(name):
-    """Raises InputError if there is no such tokenizer."""
+    """The tokenizer of this hub name or folder. Raises InputError."""
     try:
         try:
             return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except ValueError:  # saved by transformers 5, read by 4: a class of another name
+        except ValueError:  # transformers 5 saves class names that 4 does not know
             return PreTrainedTokenizerFast.from_pretrained(name)
     except Exception as error:  # the hub and the file formats raise all kinds
         raise InputError(f"tokenizer {name}: cannot be loaded: {reason_of(error)}") from None
@@ -141,10 +141,10 @@ def transformer_type(config):
 
 def window_size(config, largest=512):
     """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders. Raises
-    ValueError if there is no room for a word between the special tokens."""
+    ValueError for less than SMALLEST_WINDOW."""
     limit = getattr(config, "max_position_embeddings", None) or largest
     if transformer_type(config) == "roberta" or config.model_type == "mpnet":
-        limit -= config.pad_token_id + 1  # they count positions from there
+        limit -= config.pad_token_id + 1  # their first position
     if limit < SMALLEST_WINDOW:
         raise ValueError(f"max_position_embeddings: windows of {limit} tokens are too small")
     return min(limit, largest)

@@ -1,12 +1,12 @@
-"""The encoder's part: token embeddings, and the last layers' attention at the mentions alone.
+"""Token embeddings and mention attention, the attention from the mentions alone to all tokens.
 
-Three ways, the first that fits:
-- `unpadded`, on a CPU (unless `--cpu_kernels off`), for the encoders of packed.py: without padding.
-- `hooked`, for every encoder of QUERY_KEY and of relative.py: transformers' own forward, fused
-  where it can be; the scores at mentions are computed from what the last layers' linear layers put
-  out.
-- any other encoder must return its attention, and runs without fused attention.
-The numbers are the same (dropout aside, whose draws differ).
+Localized context pooling needs no other attention, so the encoder can use fused attention, which
+returns none; mention attention is computed again from the queries and keys of the last layers. The
+first of three ways that fits is taken:
+- `unpadded`, on a CPU (unless `--cpu_kernels off`), for the encoders of cpu_unpadded.py.
+- `hooked`: the forward of transformers, for the encoders of QUERY_KEY and relative.py.
+- Any other encoder must return its whole attention, and so runs without fused attention.
+The results are equal, except that dropout draws other random numbers.
 
 Shapes: W windows of T tokens; R mentions; width d.
 """
@@ -20,7 +20,7 @@ import transformers
 from encoders import relative
 from encoders.cpu_unpadded import supports, unpadded
 
-# cuDNN's attention is planned anew for every shape, and every batch of documents has its own.
+# cuDNN plans its attention for every new shape, and nearly every batch has a shape of its own.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 # Encoders whose self-attention is softmax(Q K^T / sqrt(size)) V, and the names of the linear layers
@@ -36,10 +36,10 @@ QUERY_KEY = {
 
 
 def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=True, num_layers=1):
-    """Token embeddings [W, T, d] and the attention from the mentions at mention_pos [W, R] to all
-    tokens, [W, R, heads, T] (float32 or float64; in training after attention dropout), both the
-    mean of the last num_layers layers. attention_mask [W, T] is 1 at the real tokens, which come
-    first. cpu_kernels False: a CPU goes a GPU's way."""
+    """Token embeddings [W, T, d] and mention attention of mention_pos [W, R], [W, R, heads, T] in
+    float32 or float64 (in training after attention dropout), both the mean over the last num_layers
+    layers. attention_mask [W, T] is 1 at real tokens, which come first. cpu_kernels False:
+    `unpadded` is not used."""
     num_layers = min(num_layers, encoder.config.num_hidden_layers)
     if not computes_attention(encoder.config):
         window = torch.arange(input_ids.shape[0], device=input_ids.device)[:, None]
@@ -60,8 +60,8 @@ def mean(tensors):
 
 
 def run_encoder(encoder, input_ids, attention_mask, num_layers, **options):
-    """transformers' own forward. Arguments go by name, since encoders order them differently, and
-    the output is an object even where the encoder's configuration asks for tuples."""
+    """The forward of transformers. Arguments go by name, because encoders order them differently;
+    return_dict, because an encoder's configuration may ask for tuples."""
     return encoder(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -72,8 +72,8 @@ def run_encoder(encoder, input_ids, attention_mask, num_layers, **options):
 
 
 def last_hidden(encoder, output, num_layers):
-    """The mean of the last layers' outputs. ModernBERT normalises its last output once more; so are
-    the others here, for one of them is not on the scale of the rest without it."""
+    """The mean of the last layers' outputs, [W, T, d]. ModernBERT normalises the last one by
+    final_norm; the others are normalised here, too, to have the same scale."""
     others = output.hidden_states[-num_layers:-1] if num_layers > 1 else ()
     if hasattr(encoder, "final_norm"):
         others = [encoder.final_norm(x) for x in others]
@@ -81,25 +81,24 @@ def last_hidden(encoder, output, num_layers):
 
 
 def computes_attention(config):
-    """True for the encoders of QUERY_KEY, unless made with relative positions, and for those of
-    relative.py: their mention attention is computed here. Any other must return its attention."""
+    """Whether mention attention can be computed from queries and keys: for the encoders of
+    QUERY_KEY, unless they have relative positions, and for those of relative.py."""
     positions = getattr(config, "position_embedding_type", None)
     is_plain = config.model_type in QUERY_KEY and positions in (None, "absolute")
     return is_plain or relative.is_known(config)
 
 
 def dropout_name(config):
-    """What the configuration calls the dropout of attention weights: BERT and its kin; others."""
+    """The configuration's name of the dropout of attention weights."""
     bert = "attention_probs_dropout_prob"
     return bert if hasattr(config, bert) else "attention_dropout"
 
 
 def attention_at_mentions(encoder, attention, calls, attention_mask, mention_pos):
-    """Attention of the mentions, [W, R, heads, T], in the layer with this attention module; calls:
-    see `hooked`."""
+    """Mention attention [W, R, heads, T] of one layer. attention, calls: see `hooked`."""
     calls = {name: [at_least_float32(x) for x in outputs] for name, outputs in calls.items()}
     _, scores_of = relative.SCORES.get(encoder.config.model_type, (None, plain))
-    with full_precision(mention_pos):  # scores rounded to bf16 make twice the error
+    with full_precision(mention_pos):  # rounding the scores to bf16, too, would double the error
         scores = scores_of(encoder, attention, calls, mention_pos)
     scores = scores.masked_fill(attention_mask[:, None, None] == 0, -torch.inf)
     rate = getattr(encoder.config, dropout_name(encoder.config))
@@ -117,9 +116,9 @@ def plain(encoder, attention, calls, mention_pos):
 
 
 def hooked(encoder, input_ids, attention_mask, num_layers=1):
-    """transformers' forward: the mean of the last layers' hidden states [W, T, d], and of each of
-    these layers (its attention module, calls). calls: name of a linear layer -> list of what it put
-    out, call by call, of queries and keys [W, T, d]."""
+    """The forward of transformers with hooks. Returns the mean of the last num_layers outputs,
+    [W, T, d], and (attention module, calls) of each of these layers. calls: name of a linear layer
+    in the attention module -> its outputs, one for each call, such as the queries [W, T, d]."""
     kind = encoder.config.model_type
     names = QUERY_KEY[kind] if kind in QUERY_KEY else relative.SCORES[kind][0]
     modules = [module for module in encoder.modules() if hasattr(module, names[0])][-num_layers:]
@@ -140,9 +139,9 @@ def hooked(encoder, input_ids, attention_mask, num_layers=1):
 
 
 def mask_of(encoder, attention_mask):
-    """[W, T] -> [W, 1, T, T], 0 where a token is seen and hugely negative where not, which
-    transformers 5 adds to the scores as it is. At a mask [W, T] it looks for padding, and so waits
-    for the GPU in every step; transformers 4 and encoders without fused attention take no other."""
+    """[W, T] -> `additive` [W, 1, T, T], which transformers 5 takes as it is. In a mask [W, T] it
+    would look for padding, for which the host waits for the GPU in every step. transformers 4 and
+    encoders without fused attention get [W, T]. (ModernBERT gets two masks, a dict.)"""
     kind = encoder.config.model_type
     if int(transformers.__version__.split(".")[0]) < 5 or kind in relative.UNFUSED:
         return attention_mask
@@ -156,23 +155,23 @@ def mask_of(encoder, attention_mask):
 
 
 def additive(mask, dtype):
-    """0 where the mask is True, else the most negative number: not -inf, for a row without any True
-    would be NaN."""
+    """0 where the mask is True, else the lowest number of dtype. (-inf would give NaN where nothing
+    in a line of the mask is True.)"""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def autocast_dtype(device, default):
-    """What matrix products are computed in on this device; default: without autocast."""
+    """The dtype of matrix products on this device; default: the one without autocast."""
     is_on = torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if is_on else default
 
 
 def full_precision(tensor):
-    """Turns autocast off, for what must be computed in float32."""
+    """A context manager without autocast, for what must be computed in float32."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def at_least_float32(tensor):
-    """float64 stays, anything smaller becomes float32."""
+    """The tensor in float32, or in float64 if it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

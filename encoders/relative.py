@@ -1,13 +1,13 @@
-"""Scores of attention with relative positions at the mentions alone: DeBERTa-v2, MPNet, ModernBERT.
+"""Mention attention of encoders with relative positions: DeBERTa-v2, MPNet, ModernBERT.
 
-A layer's scores before mask and softmax are made anew from what its own linear layers put out, so
-that dropout, where it lies before them, is the layer's own. `SCORES` has for every model type the
-names of these linear layers, children of the attention module, and the function of the scores:
+A layer's scores (before mask and softmax) are computed again from the outputs of its own linear
+layers, which already contain any dropout before the attention. `SCORES` has for every model type
+the names of these linear layers in the attention module, and the function of the scores:
 
     scores(encoder, attention, calls, mention_pos [W, R]) -> [W, R, heads, T]
 
-attention: the module; calls: name -> what the linear layer put out [.., .., width], call by call,
-in float32 or float64. Shapes: W windows of T tokens; R mentions; heads of this size.
+attention: the module; calls: name -> list of the linear layer's outputs, one for each call, in
+float32 or float64. Shapes: W windows of T tokens; R mentions; "size" is the size of a head.
 """
 
 import torch
@@ -16,7 +16,7 @@ from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_
 
 
 def is_known(config):
-    """True for the model types of SCORES, in those of their variants that the functions know."""
+    """Whether SCORES has a function for this encoder."""
     if config.model_type == "deberta-v2":
         terms = set(config.pos_att_type or [])
         if not terms <= {"c2p", "p2c"} or config.relative_attention and not terms:
@@ -25,12 +25,12 @@ def is_known(config):
 
 
 def at_mentions(values, mention_pos):
-    """[W, T, ...] -> [W, R, ...]"""
+    """Values of the mentions: [W, T, ...] -> [W, R, ...]."""
     return values[torch.arange(values.shape[0], device=values.device)[:, None], mention_pos]
 
 
 def products(query, key):
-    """Q K^T: [W, R, heads, size], [W, T, heads, size] -> [W, R, heads, T]"""
+    """Q K^T: [W, R, heads, size], [W, T, heads, size] -> [W, R, heads, T]."""
     return contract("wrhs,wths->wrht", query, key)
 
 
@@ -39,10 +39,10 @@ def deberta_v2(encoder, attention, calls, mention_pos):
 
         (Q_i K_j + Q_i P^K_b + K_j P^Q_b) / sqrt(size * terms)
 
-    b is the bucket of the distance i - j; P^K and P^Q are the keys and queries of the distances'
-    embeddings; the second term is "c2p", the third "p2c", and pos_att_type says which there are
-    (terms: 1 and their number). share_att_key: the tokens' projections make P^K and P^Q too, in
-    their second call."""
+    b is the bucket of the distance i - j; P^K and P^Q are keys and queries computed from embeddings
+    of the buckets. The second term is "c2p", the third "p2c"; pos_att_type says which of them there
+    are, and terms is 1 + their number. With share_att_key, P^K and P^Q are the outputs of the
+    tokens' own projections in their second call."""
     size = attention.attention_head_size
     query, key = (calls[name][0].unflatten(-1, (-1, size)) for name in ("query_proj", "key_proj"))
     pos_query, pos_key = (
@@ -68,7 +68,7 @@ def deberta_v2(encoder, attention, calls, mention_pos):
 
 
 def _of_distances(attention, calls):
-    """P^Q and P^K, [1, distances, d] or None."""
+    """P^Q and P^K, [1, number of buckets, d] or None."""
     if not attention.relative_attention:
         return None, None
     if attention.share_att_key:
@@ -77,20 +77,20 @@ def _of_distances(attention, calls):
 
 
 def index_of(bucket, embeddings):
-    """Of a bucket, among the distances' embeddings [1, distances, ..]; 0 lies in the middle."""
+    """Index of a bucket in the embeddings [1, number of buckets, ...]; 0 is in the middle."""
     count = embeddings.shape[1]
     return (bucket + count // 2).clamp(0, count - 1)
 
 
 def divisor(attention):
-    """sqrt(size * terms), in float32 as transformers has it, also in a model in float64."""
+    """sqrt(size * terms), rounded to float32 as in transformers, also for a float64 model."""
     terms = 1.0 + len(attention.pos_att_type)
     return torch.tensor(attention.attention_head_size * terms).sqrt().item()
 
 
 def mpnet(encoder, attention, calls, mention_pos):
-    """MPNet (Song et al., NeurIPS 2020; the bias is T5's): Q_i K_j / sqrt(size) + b_(bucket of
-    j - i), one number a bucket and head, the same in all layers."""
+    """MPNet (Song et al., NeurIPS 2020): Q_i K_j / sqrt(size) + T5's bias, one number for each head
+    and each bucket of j - i, the same in all layers."""
     query, key = (
         calls[name][0].unflatten(-1, (attention.num_attention_heads, -1)) for name in ("q", "k")
     )
@@ -101,13 +101,13 @@ def mpnet(encoder, attention, calls, mention_pos):
 
 
 def modernbert(encoder, attention, calls, mention_pos):
-    """ModernBERT (Warner et al., 2024): (rotated Q_i) (rotated K_j) / sqrt(size), each rotated by
-    angles that grow with its position, at a rate that layers of local attention have for
-    themselves; in these next to -inf where |i - j| > local_attention / 2."""
+    """ModernBERT (Warner et al., 2024): Q_i K_j / sqrt(size) with rotary embeddings. In layers of
+    local attention these have another base, and where |i - j| > local_attention / 2 the score is
+    the lowest number of its dtype."""
     joint = calls["Wqkv"][0].unflatten(-1, (3, -1, attention.head_dim))
     query, key = joint[:, :, 0], joint[:, :, 1]
     positions = torch.arange(key.shape[1], device=key.device)[None]
-    if hasattr(attention, "rotary_emb"):  # transformers 4: one a layer
+    if hasattr(attention, "rotary_emb"):  # transformers 4
         is_local = attention.local_attention != (-1, -1)
         cos, sin = attention.rotary_emb(key, positions)
     else:
@@ -118,19 +118,19 @@ def modernbert(encoder, attention, calls, mention_pos):
     scores = products(at_mentions(query, mention_pos), key) * attention.head_dim**-0.5
     if is_local:
         far = ~is_near(encoder.config, mention_pos[:, :, None], positions)
-        # not -inf, which padding gets: a position in the padding may have no real token near
+        # Not -inf, which padding gets: a mention_pos in the padding may have no real token near.
         scores = scores.masked_fill(far[:, :, None], torch.finfo(scores.dtype).min)
     return scores
 
 
 def is_near(config, first, second):
-    """Where two positions see each other in ModernBERT's local attention."""
+    """Whether two positions attend to each other in ModernBERT's local attention."""
     return (first - second).abs() <= config.local_attention // 2
 
 
 def local_mask(encoder, whole):
-    """ModernBERT's mask of local attention, of the one of global attention [W, 1, T, T]. Padding
-    sees at least itself: attention to nothing may be NaN."""
+    """ModernBERT's mask of local attention, from its mask `whole` of global attention, both
+    [W, 1, T, T]. Padding attends at least to itself, because attention to nothing may be NaN."""
     positions = torch.arange(whole.shape[-1], device=whole.device)
     is_same = positions == positions[:, None]
     return whole & is_near(encoder.config, positions, positions[:, None]) | is_same
@@ -141,21 +141,21 @@ SCORES = {
     "mpnet": (("q", "k"), mpnet),
     "modernbert": (("Wqkv",), modernbert),
 }
-# transformers has no fused attention for them.
+# Encoders that transformers has no fused attention for.
 UNFUSED = ("deberta-v2", "mpnet")
 
 
 def tables(encoder, attention, query, calls, length):
-    """A layer's positions as `packed.Attention` takes them, for windows of at most this length:
-    (query, tables), the query [N, d] scaled for them. DeBERTa's calls gain those of the distances.
-    """
+    """(query, tables): a layer's relative positions as `cpu_unpadded.Attention` takes them, for
+    windows of at most `length` tokens, and the query [N, d] scaled to fit. For DeBERTa, adds to
+    `calls` the outputs that `deberta_v2` needs."""
     kind = encoder.config.model_type
     if kind == "mpnet":
-        like = query.new_empty(1, length)  # of which only shape and device are looked at
+        like = query.new_empty(1, length)  # only its shape and device are read
         return query, (encoder.encoder.compute_position_bias(like)[0], None, None)
     if kind != "deberta-v2":
         return query, ()
-    # Attention divides by sqrt(size)
+    # `Attention` divides by sqrt(size), DeBERTa by its divisor.
     scale = attention.attention_head_size**0.5 / divisor(attention)
     query = query * scale
     if not attention.relative_attention:
@@ -167,7 +167,7 @@ def tables(encoder, attention, query, calls, length):
             calls.setdefault(name, []).append(getattr(attention, name)(embeddings))
     pos_query, pos_key = _of_distances(attention, calls)
     buckets = encoder.encoder.get_rel_pos(query.new_empty(length, 1))[0]  # [T, T]
-    by_distance = torch.cat([buckets[0].flip(0), buckets[1:, 0]])  # of i - j, from 1 - T to T - 1
+    by_distance = torch.cat([buckets[0].flip(0), buckets[1:, 0]])  # i - j from 1 - T to T - 1
     of_key = of_query = None
     if "c2p" in attention.pos_att_type:
         of_key = pos_key[0, index_of(by_distance, pos_key).flip(0)]
