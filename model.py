@@ -1,9 +1,9 @@
-"""ATLOP (Zhou et al., AAAI 2021), top to bottom: encoder windows, localized context pooling, and
-the grouped bilinear layer that classifies a pair. The other backbones lie in backbones/.
+"""ATLOP (Zhou et al., AAAI 2021) from tokens to logits: encoder windows, localized context pooling
+and the grouped bilinear layer that classifies a pair. The other backbones are in backbones/.
 
 Shapes: B documents of at most L tokens, R mentions and E entities; W encoder windows of T tokens
-(W = B, T = L unless a document is long); P entity pairs; width d. Parameter names are the released
-codes', so that their checkpoints load as they are.
+(W = B and T = L unless a document is long); P entity pairs; width d. Parameters are named as in the
+released code, so that its checkpoints can be loaded.
 """
 
 import torch
@@ -22,22 +22,23 @@ from inputs.files import relation_ids
 
 
 class DocREConfig(PretrainedConfig):
-    """What a model is made of; transformers saves it as config.json.
+    """A model's configuration; transformers saves it as config.json.
 
-    encoder          the encoder's own configuration (as a dict: with its model_type)
-    backbone         a name of backbones.BACKBONES
-    loss_type        what it is trained with, which also says how it is decoded. The options of
-                     losses (losses.LOSSES) are kept under their own names
-    evidence_weight  of DREEAM's evidence loss, 0: none
-    evidence_threshold  a sentence with more of a pair's attention is its evidence
-    fusion_threshold  of engine/fusion.py, None: not tuned (train.py --fusion)
-    labels_per_pair  most relations of a pair, -1: no limit (--num_labels; transformers' num_labels
-                     is the number of classes)
-    max_seq_length   tokens; longer documents are cut
-    emb_size         width of the head and tail representations, a multiple of block_size, the width
-                     of the bilinear layer's blocks
-    sizes of the backbone alone (DocREModel.sizes) are kept under their own names, too
-    label2id         property -> class id, 0 the threshold class; default: meta/rel2id.json
+    encoder             the encoder's own configuration (as a dict: with its model_type)
+    backbone            a key of backbones.BACKBONES
+    loss_type           the loss it is trained with, which also decides how logits are decoded
+    evidence_weight     factor of DREEAM's evidence loss, 0: none
+    evidence_threshold  sentences with more of a pair's attention are predicted as its evidence
+    fusion_threshold    threshold of engine/fusion.py, None: not tuned (train.py --fusion)
+    labels_per_pair     most relations predicted for a pair, -1: no limit (--num_labels, a name that
+                        transformers uses for the number of classes)
+    max_seq_length      longer documents are cut to so many tokens
+    emb_size            width of the head and tail representations, a multiple of block_size
+    block_size          width of the grouped bilinear layer's blocks
+    label2id            property -> class id, 0 the threshold class; default: meta/rel2id.json
+
+    The options of the loss (losses.options_of) and the sizes that only one backbone has
+    (DocREModel.sizes) are further attributes.
     """
 
     model_type = "docre"
@@ -58,7 +59,7 @@ class DocREConfig(PretrainedConfig):
         **more,
     ):
         self.encoder = AutoConfig.for_model(**encoder) if isinstance(encoder, dict) else encoder
-        if encoder is not None:  # the type of its numbers is the whole model's
+        if encoder is not None:  # the encoder takes the data type of the whole model
             name = "dtype" if hasattr(self.encoder, "dtype") else "torch_dtype"  # transformers 5, 4
             setattr(self.encoder, name, None)
         self.backbone = backbone
@@ -76,24 +77,24 @@ class DocREConfig(PretrainedConfig):
 
 
 class DocREModel(PreTrainedModel):
-    """Scores of all relations for all entity pairs of a batch of documents; the backbones' base.
+    """Base class of the backbones: logits of all relations for all entity pairs of a batch.
 
-    DocREModel(config) is an object of the class that config.backbone names. encoder: a transformers
-    encoder with weights (`encoders.loading.build_encoder`), None: a new one of config.encoder.
-    context_size: width of a pair's context. `cpu_kernels`: see `encode_windows`.
+    DocREModel(config) makes an object of the subclass that config.backbone names. encoder: a
+    transformers encoder (`encoders.loading.build_encoder`), None: a new one from config.encoder.
+    context_size: width of a pair's context, None: d. cpu_kernels: see `encode_windows`. Raises
+    ValueError for an unknown backbone and for sizes that do not fit together.
     """
 
     config_class = DocREConfig
     base_model_prefix = "model"
-    backbones = {}  # name -> subclass; each enters itself
-    own_loss = "ATL"  # what the backbone's paper trains it with
-    # Flags of train.py that the backbone alone has. Sizes, which are saved with the model: name ->
-    # (type, default, help); learning rates: name -> (default, help, the modules that have it).
-    sizes = {}
-    learning_rates = {}
-    pair_layer = "bilinear"  # of the grouped bilinear form
-    num_layers = 1  # of the encoder, the last ones, whose output and attention are averaged
-    eps = 1e-5  # of a pair's attention: q / (sum of q + eps)
+    backbones = {}  # name -> subclass; each subclass registers itself
+    own_loss = "ATL"  # the loss of the backbone's own paper
+    # Further flags of train.py for this backbone.
+    sizes = {}  # name -> (type, default, help); saved with the model
+    learning_rates = {}  # name -> (default, help, modules with this learning rate)
+    pair_layer = "bilinear"  # name of the layer that `combine` gets
+    num_layers = 1  # the mean of so many last encoder layers (output and attention) is taken
+    eps = 1e-5  # in the normalised attention of a pair, q / (sum of q + eps)
     cpu_kernels = True
 
     def __init_subclass__(cls, backbone, **more):
@@ -121,22 +122,22 @@ class DocREModel(PreTrainedModel):
 
     @classmethod
     def with_sizes(cls, config):
-        """The configuration, with the default of each of the backbone's sizes that it lacks."""
+        """Sets the backbone's sizes that are missing in the configuration to their defaults."""
         for name, (_, default, _) in cls.sizes.items():
             setattr(config, name, getattr(config, name, default))
         return config
 
     @classmethod
     def sizes_of(cls, state):
-        """The sizes that a checkpoint's model was made with, name -> number. state: parameter name
-        -> tensor. Raises KeyError and the like for the parameters of another backbone."""
+        """The sizes of the model that a checkpoint was saved from, name -> number. state: parameter
+        name -> tensor. Raises KeyError for the checkpoint of another backbone."""
         emb_size = len(state["head_extractor.bias"])
-        columns = state[f"{cls.pair_layer}.weight"].shape[1]
-        return {"emb_size": emb_size, "block_size": columns // emb_size}
+        inputs = state[f"{cls.pair_layer}.weight"].shape[1]
+        return {"emb_size": emb_size, "block_size": inputs // emb_size}
 
     def check_processes(self, device, most_entities):
-        """Raises InputError unless it can be trained in several processes on this device, on
-        documents of at most so many entities."""
+        """Raises InputError if the backbone cannot be trained in several processes on this device,
+        with documents of at most most_entities entities."""
 
     def init_weights(self):
         """No-op: keeps PyTorch's default initialisation of the new layers."""
@@ -154,8 +155,8 @@ class DocREModel(PreTrainedModel):
     ):
         """A batch of `utils.collate` without its labels -> logits [P, num_class] in float32.
 
-        sentences [B, L, S], 1 where a token belongs to a sentence: also the part of each pair's
-        attention q that lies on each sentence, [P, S] in float32.
+        With sentences [B, L, S], 1 where a token belongs to a sentence, also returns
+        `sentence_attention`, [P, S] in float32.
         """
         tokens, mention_attention = self.encode(input_ids, attention_mask, mention_pos, windows)
         entities = entity_embeddings(tokens, mention_pos, entity_mentions)  # [B, E, d]
@@ -166,14 +167,14 @@ class DocREModel(PreTrainedModel):
         return logits, sentence_attention(attention, sentences, pairs, self.eps)
 
     def encode(self, input_ids, attention_mask, mention_pos, windows):
-        """Token embeddings [B, L, d] and the attention from every mention's marker to all tokens,
-        [B, R, heads, L] in float32 (in training after attention dropout), of the last layers."""
+        """Token embeddings [B, L, d] and mention attention, from each mention's opening marker to
+        all tokens, [B, R, heads, L] in float32 (in training after attention dropout)."""
         how = {"cpu_kernels": self.cpu_kernels, "num_layers": self.num_layers}
         if not windows:
             return encode_windows(self.model, input_ids, attention_mask, mention_pos, **how)
         window_doc, window_start = windows["window_doc"], windows["window_start"]
         window_valid, doc_mask = windows["window_valid"], windows["doc_mask"]
-        pos = mention_pos[window_doc] - window_start[:, None]  # [W, R], in the window's tokens
+        pos = mention_pos[window_doc] - window_start[:, None]  # [W, R], counted from window_start
         inside = (pos >= 0) & (pos < input_ids.shape[1])
         pos = pos.clamp(0, input_ids.shape[1] - 1)
         inside &= window_valid.gather(1, pos)
@@ -182,8 +183,8 @@ class DocREModel(PreTrainedModel):
         return merge_windows(hidden, attention, window_doc, window_start, window_valid, doc_mask)
 
     def combine(self, linear, entities, contexts, pairs, context_index):
-        """linear's grouped bilinear form of every pair's head and tail, each seen with the pair's
-        context, contexts[context_index]: float32 [P, outputs of linear]."""
+        """Head and tail extractor, then the grouped bilinear layer `linear`: [P, outputs of linear]
+        in float32. A pair's context is contexts[context_index]."""
         doc, head, tail = pairs.T
         z_head = extract(self.head_extractor, entities, (doc, head), contexts, context_index)
         z_tail = extract(self.tail_extractor, entities, (doc, tail), contexts, context_index)
@@ -191,7 +192,7 @@ class DocREModel(PreTrainedModel):
 
 
 class ATLOP(DocREModel, backbone="atlop"):
-    """A pair's context is what both entities attend to; a bilinear layer classifies the pair."""
+    """Localized context pooling, then a grouped bilinear layer over the classes."""
 
     def __init__(self, config, encoder=None):
         super().__init__(config, encoder)
@@ -199,7 +200,7 @@ class ATLOP(DocREModel, backbone="atlop"):
         self.post_init()
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
-        contexts = localized_contexts(tokens, attention, self.eps)  # [B, E (E - 1) / 2, d]
+        contexts = localized_contexts(tokens, attention, self.eps)
         context_index = unordered_pair(pairs, entities.shape[1])
         return self.combine(self.bilinear, entities, contexts, pairs, context_index)
 
@@ -209,20 +210,20 @@ AutoModel.register(DocREConfig, DocREModel)
 
 
 def new_model(encoder, rel2id=None, **settings):
-    """A new model over an encoder (see `encoders.loading.build_encoder`). rel2id: property -> class
-    id, default: meta/rel2id.json; settings: of `DocREConfig`. Raises ValueError for sizes that do
-    not fit together."""
+    """A model with new layers on an encoder (`encoders.loading.build_encoder`). rel2id: property ->
+    class id, default: meta/rel2id.json; settings: see `DocREConfig`. Raises what `DocREModel` does.
+    """
     return DocREModel(DocREConfig(encoder.config, label2id=rel2id, **settings), encoder)
 
 
 def merge_windows(hidden, attention, window_doc, window_start, window_valid, doc_mask):
-    """Windows [W, T] back to documents [B, L]: embeddings are averaged where windows overlap,
-    mention attention is added and, of documents of several windows, renormalised."""
+    """Windows to documents: hidden [W, T, d] -> [B, L, d], averaged where windows overlap, and
+    attention [W, R, heads, T] -> [B, R, heads, L], summed, and renormalised in long documents."""
     valid = window_valid.to(hidden.dtype)
     width = valid.shape[1]
     num_docs, length = doc_mask.shape
     index = window_start[:, None] + torch.arange(width, device=valid.device)
-    # [W T], in the tokens of all documents; padding, which adds zeros, may point anywhere
+    # [W T] into [B L]. Padding only adds zeros, so its index just has to exist.
     index = (index.clamp(max=length - 1) + window_doc[:, None] * length).flatten()
 
     def add_up(values):  # [W, T, n] -> [B, L, n]
@@ -244,8 +245,8 @@ def entity_embeddings(tokens, mention_pos, entity_mentions):
     """logsumexp over each entity's mentions, [B, E, d] in float32; zeros without a mention."""
     doc = torch.arange(len(tokens), device=tokens.device)[:, None]
     mentions = at_least_float32(tokens[doc, mention_pos])  # [B, R, d]
-    # exp is taken relative to the largest mention of the entity. Sums over the mentions are matrix
-    # products with the membership matrix: no atomic adds, the same bits in every run.
+    # Against overflow the entity's maximum is subtracted before exp. The sums are matrix products
+    # with entity_mentions, because atomic adds on a GPU would differ from run to run.
     owner = entity_mentions.to(torch.uint8).argmax(1)[:, :, None].expand_as(mentions)
     is_padding = ~entity_mentions.any(1)[:, :, None]
     top = mentions.new_full((*entity_mentions.shape[:2], mentions.shape[2]), -torch.inf)
@@ -260,7 +261,8 @@ def entity_embeddings(tokens, mention_pos, entity_mentions):
 
 
 def entity_attention(attention, entity_mentions):
-    """Mean of the attention of each entity's mentions, [B, E, heads, L]; zeros without one."""
+    """Mean of the attention [B, R, heads, L] of each entity's mentions, [B, E, heads, L]; zeros
+    without a mention."""
     weights = entity_mentions.to(attention.dtype)
     weights = weights / weights.sum(2, keepdim=True).clamp(min=1)
     with full_precision(attention):
@@ -268,36 +270,28 @@ def entity_attention(attention, entity_mentions):
 
 
 def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
-    """Context embedding of every unordered pair, [B, E (E - 1) / 2, d] in float32 (diagonal: and of
-    every entity with itself, E (E + 1) / 2).
+    """Context of every unordered pair {s, o}, [B, E (E - 1) / 2, d] in float32; diagonal: also of
+    every entity with itself, [B, E (E + 1) / 2, d]. The order is that of `unordered_pair`.
 
-    q = mean over heads of A_s A_o, divided by (sum of q + eps); c = H^T q. It is the same for
-    (s, o) and (o, s), so it is computed once, in the order of `unordered_pair`.
+    q = mean over heads of A_s A_o, c = H^T q / (sum of q + eps), the same for (s, o) and (o, s).
     """
     size = attention.shape[1]
     first, second = torch.triu_indices(size, size, 0 if diagonal else 1, device=tokens.device)
     with full_precision(tokens):  # products of attention weights underflow in half precision
-        q = shared_attention(attention)[:, :, first, second]  # [B, L, E (E - 1) / 2]
+        q = pair_attention(attention)[:, :, first, second]  # [B, L, number of unordered pairs]
         q = q / (q.sum(1, keepdim=True) + eps)
         return q.transpose(1, 2) @ at_least_float32(tokens)
 
 
-def sentence_attention(attention, sentences, pairs, eps):
-    """How much of each pair's q lies on each sentence, [P, S] (p in DREEAM, Eq. 5). The rest lies
-    on the special tokens."""
-    contexts = localized_contexts(sentences.to(attention.dtype), attention, eps)
-    return contexts[unordered_pair(pairs, attention.shape[1])]
-
-
-def shared_attention(attention):
-    """Mean over heads of A_s A_o, token by token: [B, E, heads, L] -> [B, L, E, E]."""
+def pair_attention(attention):
+    """Mean over heads of A_s A_o for every token, [B, E, heads, L] -> [B, L, E, E]."""
     by_token = attention.permute(0, 3, 1, 2)
     return by_token @ by_token.transpose(2, 3) / attention.shape[2]
 
 
 def unordered_pair(pairs, num_entities, diagonal=False):
-    """(document, index of {head, tail} among the pairs i < j of the entities, row by row);
-    diagonal: among i <= j."""
+    """Where a pair [P, 3] is in `localized_contexts`: (document, index of {head, tail} among the
+    pairs i < j, ordered by i, then j), [P] each. diagonal: among the pairs i <= j."""
     doc, head, tail = pairs.T
     i, j = torch.minimum(head, tail), torch.maximum(head, tail)
     if diagonal:  # i <= j among E entities are i < j + 1 among E + 1
@@ -305,9 +299,17 @@ def unordered_pair(pairs, num_entities, diagonal=False):
     return doc, i * (2 * num_entities - i - 1) // 2 + j - i - 1
 
 
+def sentence_attention(attention, sentences, pairs, eps):
+    """Sum of a pair's attention q over the tokens of each sentence, [P, S] (DREEAM, Eq. 5). It sums
+    to less than 1, because special tokens belong to no sentence."""
+    contexts = localized_contexts(sentences.to(attention.dtype), attention, eps)
+    return contexts[unordered_pair(pairs, attention.shape[1])]
+
+
 def extract(linear, entities, entity_index, contexts, context_index):
-    """tanh(W [h; c] + b) of every pair, [P, emb], as tanh(W_1 h + b + W_2 c): W_1 h once an entity,
-    W_2 c once a context; the two indices are of the pair, among entities and contexts."""
+    """tanh(W [h; c] + b) of every pair, [P, emb_size], h = entities[entity_index] and c =
+    contexts[context_index]. W [h; c] = W_1 h + W_2 c, so W_1 h is computed once for an entity and
+    W_2 c once for a context, before they are indexed."""
     width, dtype = entities.shape[-1], linear.weight.dtype  # a model may be loaded in bf16
     by_entity = F.linear(entities.to(dtype), linear.weight[:, :width], linear.bias)
     by_context = F.linear(contexts.to(dtype), linear.weight[:, width:])
@@ -315,7 +317,8 @@ def extract(linear, entities, entity_index, contexts, context_index):
 
 
 def grouped_bilinear(z_head, z_tail, linear, block_size):
-    """sum over blocks k of z_head_k^T W_k z_tail_k, + b: [P, emb] twice -> float32 [P, classes]."""
+    """sum over blocks k of z_head_k^T W_k z_tail_k, + b: twice [P, emb_size] -> [P, classes] in
+    float32."""
     dtype = autocast_dtype(z_head.device, z_head.dtype)
     z_head, z_tail = z_head.to(dtype), z_tail.to(dtype)
     scores = BlockBilinear.apply(z_head, z_tail, linear.weight.to(z_head.dtype), block_size)
@@ -323,8 +326,9 @@ def grouped_bilinear(z_head, z_tail, linear, block_size):
 
 
 class BlockBilinear(torch.autograd.Function):
-    """A matrix product for every block and chunk of pairs. The outer products [P, block^2], in one
-    piece by far the model's largest tensor, are made anew in the backward pass and never stored."""
+    """One matrix product for each block and each chunk of pairs. The outer products of a block,
+    [P, block_size^2], would be the model's largest tensor: only a chunk of them exists at a time,
+    and the backward pass computes them again."""
 
     @staticmethod
     def forward(ctx, z_head, z_tail, weight, block_size):
@@ -333,10 +337,10 @@ class BlockBilinear(torch.autograd.Function):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         scores = torch.zeros(len(z_head), len(weight), dtype=dtype, device=weight.device)
         weights = weight.split(block_size**2, 1)
-        for rows in _chunks(z_head):
-            blocks = (x[rows].split(block_size, 1) for x in (z_head, z_tail))
+        for chunk in _chunks(z_head):
+            blocks = (x[chunk].split(block_size, 1) for x in (z_head, z_tail))
             for u, v, w in zip(*blocks, weights, strict=True):
-                scores[rows] += _outer(u, v) @ w.T
+                scores[chunk] += _outer(u, v) @ w.T
         return scores
 
     @staticmethod
@@ -347,18 +351,18 @@ class BlockBilinear(torch.autograd.Function):
         grad_head, grad_tail = torch.empty_like(z_head), torch.empty_like(z_tail)
         grad_weight = torch.zeros_like(weight)
         weights, grad_weights = weight.split(size**2, 1), grad_weight.split(size**2, 1)
-        for rows in _chunks(z_head):
-            blocks = (x[rows].split(size, 1) for x in (z_head, z_tail, grad_head, grad_tail))
+        for chunk in _chunks(z_head):
+            blocks = (x[chunk].split(size, 1) for x in (z_head, z_tail, grad_head, grad_tail))
             for u, v, grad_u, grad_v, w, grad_w in zip(*blocks, weights, grad_weights, strict=True):
-                grad_w += grad[rows].T @ _outer(u, v)
-                grad_outer = (grad[rows] @ w).unflatten(1, (size, size))
+                grad_w += grad[chunk].T @ _outer(u, v)
+                grad_outer = (grad[chunk] @ w).unflatten(1, (size, size))
                 grad_u.copy_((grad_outer @ v[:, :, None])[:, :, 0])
                 grad_v.copy_((u[:, None, :] @ grad_outer)[:, 0])
         return grad_head, grad_tail, grad_weight, None
 
 
 def _chunks(z_head):
-    """Slices of pairs: on a CPU an outer product that stays in the cache; on a GPU few launches."""
+    """Slices of pairs: on a CPU small enough for the cache; on a GPU large, for few kernels."""
     size = 512 if z_head.device.type == "cpu" else 8192
     return [slice(i, i + size) for i in range(0, len(z_head), size)]
 

@@ -1,4 +1,4 @@
-"""DocuNet (Zhang et al., IJCAI 2021): the contexts of all pairs as an image, read by a U-Net."""
+"""DocuNet (Zhang et al., IJCAI 2021): a U-Net over the image of all pairs' contexts."""
 
 from typing import Annotated
 
@@ -9,15 +9,15 @@ from torch import nn
 
 from encoders.mention_attention import at_least_float32, full_precision
 from inputs.files import InputError
-from model import DocREModel, shared_attention
+from model import DocREModel, pair_attention
 
 
 class DocuNet(DocREModel, backbone="docunet"):
-    """The contexts of all pairs are an image of entities by entities; what a U-Net makes of it is
-    the context of a pair.
+    """The contexts of all pairs of a document are an image, [entities, entities, channels]; a U-Net
+    computes the contexts that are used from it.
 
-    An image has max_height rows and columns, its last entity repeated; that of a document with
-    more entities has a row and a column for each (the released code fails there).
+    An image is padded to max_height x max_height by repeating the last entity. A document with more
+    entities has a larger image (the released code fails there).
     """
 
     own_loss = "balance_softmax"
@@ -49,7 +49,8 @@ class DocuNet(DocREModel, backbone="docunet"):
         }
 
     def check_processes(self, device, most_entities):
-        # Batch normalisation goes over the documents of all processes.
+        # Batch normalisation is synchronised over the processes: torch has it for GPUs only, and it
+        # needs images of one size.
         if device == "cpu":
             raise InputError("--backbone docunet: trains in several processes on GPUs only")
         if most_entities > self.config.max_height:
@@ -59,7 +60,7 @@ class DocuNet(DocREModel, backbone="docunet"):
             )
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
-        # liner(q^T H) = q^T (H W^T) + b, so 3 channels are pooled, not d. [B, E, E, 3]
+        # liner(q^T H) = q^T (H W^T) + b, which pools 3 channels instead of d. [B, E, E, 3]
         image = context_grid(F.linear(tokens, self.liner.weight), attention) + self.liner.bias
         largest = max(image.shape[1], self.config.max_height)
         grid = image.new_zeros(len(image), largest, largest, self.config.unet_out_dim)
@@ -73,7 +74,7 @@ class DocuNet(DocREModel, backbone="docunet"):
         return self.combine(self.bilinear, entities, grid[tuple(pairs.T)], pairs, slice(None))
 
     def heights(self, num_entities, most):
-        """(documents, height of their images): one group, unless a document is larger."""
+        """Groups (documents, height of their images): one, unless a document has more entities."""
         usual = self.config.max_height
         docs = torch.arange(len(num_entities), device=num_entities.device)
         if most <= usual:
@@ -135,10 +136,9 @@ class Up(nn.Module):
 
 
 def context_grid(values, attention):
-    """`model.localized_contexts` of values [B, L, n] for every cell of the grid of entities:
-    [B, E, E, n]."""
+    """`model.localized_contexts` of values [B, L, n] for all (head, tail), [B, E, E, n]."""
     with full_precision(values):
-        q = shared_attention(attention).flatten(2)
+        q = pair_attention(attention).flatten(2)
         q = q / (q.sum(1, keepdim=True) + 1e-5)
         pooled = q.transpose(1, 2) @ at_least_float32(values)
     return pooled.unflatten(1, (attention.shape[1], -1))
