@@ -1,11 +1,10 @@
 """The textbook ATLOP that `bench/run.py` measures against: plain, correct, slow.
 
-Everything a reader of the paper would write first: a tokenizer call for every word, a list searched
-for every pair, Python loops over documents, entities and mentions, eager attention with the
-attention of all layers kept, an attention row for every head and tail of every pair, and the outer
-products of all pairs in one tensor. Weights, batches and numbers are those of `model.ATLOP` (a
-test compares logits and all gradients); documents have at most 1,024 tokens, as in the released
-code.
+What a reader of the paper would write first: a tokenizer call for every word, a list searched for
+every pair, Python loops over documents, entities and mentions, eager attention with the attention
+of all layers kept, entity attention copied for every pair, and the outer products of all pairs in
+one tensor. Weights, batches and numbers are those of `model.ATLOP` (a test compares logits and all
+gradients); documents have at most 1,024 tokens, as in the released code.
 """
 
 import json
@@ -46,8 +45,8 @@ def read_docred(path, tokenizer, rel2id, max_seq_length=1024):
             spans = []
             for mention in entity:
                 first, end = mention["pos"]
-                place = word_starts[mention["sent_id"]]
-                spans.append((place[first], place[end]))
+                positions = word_starts[mention["sent_id"]]
+                spans.append((positions[first], positions[end]))
             entity_pos.append(spans)
         relations_of = {}
         for x in document["labels"]:
@@ -55,10 +54,10 @@ def read_docred(path, tokenizer, rel2id, max_seq_length=1024):
         pairs, labels = [], []
         for (head, tail), relations in relations_of.items():
             if head != tail:
-                row = [0] * len(rel2id)
+                multi_hot = [0] * len(rel2id)
                 for relation in relations:
-                    row[relation] = 1
-                labels.append(row)
+                    multi_hot[relation] = 1
+                labels.append(multi_hot)
                 pairs.append([head, tail])
         for head in range(len(entity_pos)):
             for tail in range(len(entity_pos)):
@@ -79,7 +78,7 @@ def read_docred(path, tokenizer, rel2id, max_seq_length=1024):
 
 
 def collate(features, padding):
-    """Features -> input_ids, attention_mask [B, L], and lists of the rest."""
+    """Features -> input_ids, attention_mask [B, L], labels [P, classes], and lists of the rest."""
     longest = max(len(x["input_ids"]) for x in features)
     ids = [x["input_ids"] + [padding] * (longest - len(x["input_ids"])) for x in features]
     mask = [[1.0] * len(x["input_ids"]) + [0.0] * (longest - len(x["input_ids"])) for x in features]
@@ -88,12 +87,12 @@ def collate(features, padding):
         "attention_mask": torch.tensor(mask),
         "entity_pos": [x["entity_pos"] for x in features],
         "pairs": [x["pairs"] for x in features],
-        "labels": torch.tensor([row for x in features for row in x["labels"]]),
+        "labels": torch.tensor([multi_hot for x in features for multi_hot in x["labels"]]),
     }
 
 
 class Baseline(nn.Module):
-    """ATLOP with the weights of `model`, a model.ATLOP; opening, closing: ids of special tokens."""
+    """ATLOP with the weights of a model.ATLOP; opening, closing: see `utils.special_tokens`."""
 
     def __init__(self, model, opening, closing):
         super().__init__()
@@ -111,7 +110,8 @@ class Baseline(nn.Module):
         self.opening, self.closing = opening, closing
 
     def encode(self, input_ids, attention_mask):
-        """Token embeddings [B, L, d] and last attention [B, heads, L, L]; two windows if needed."""
+        """Token embeddings [B, L, d] and the last layer's attention [B, heads, L, L], of one or two
+        windows."""
         length = input_ids.shape[1]
         if length <= WINDOW:
             output = self.model(input_ids, attention_mask, output_attentions=True)
@@ -133,12 +133,12 @@ class Baseline(nn.Module):
                 windows.append(2)
         output = self.model(torch.stack(ids), torch.stack(masks), output_attentions=True)
         hidden, attention = output.last_hidden_state, output.attentions[-1]
-        documents, rows, at = [], [], 0
+        embeddings, attentions, at = [], [], 0
         for count, tokens in zip(windows, lengths, strict=True):
             pad = length - WINDOW
             if count == 1:
-                documents.append(nn.functional.pad(hidden[at], (0, 0, 0, pad)))
-                rows.append(nn.functional.pad(attention[at], (0, pad, 0, pad)))
+                embeddings.append(nn.functional.pad(hidden[at], (0, 0, 0, pad)))
+                attentions.append(nn.functional.pad(attention[at], (0, pad, 0, pad)))
             else:
                 shift = tokens - WINDOW
                 behind = length - tokens
@@ -152,11 +152,11 @@ class Baseline(nn.Module):
                 seen = torch.zeros(2, length, device=hidden.device, dtype=hidden.dtype)
                 seen[0, : WINDOW - last] = 1
                 seen[1, shift + first : tokens] = 1
-                documents.append((h1 + h2) / seen.sum(0).clamp(min=1)[:, None])
+                embeddings.append((h1 + h2) / seen.sum(0).clamp(min=1)[:, None])
                 both = a1 + a2
-                rows.append(both / (both.sum(-1, keepdim=True) + 1e-10))
+                attentions.append(both / (both.sum(-1, keepdim=True) + 1e-10))
             at += count
-        return torch.stack(documents), torch.stack(rows)
+        return torch.stack(embeddings), torch.stack(attentions)
 
     def pair_representations(self, hidden, attention, entity_pos, pairs):
         """Head and tail embedding and context of every pair, [P, d] each."""
@@ -165,29 +165,29 @@ class Baseline(nn.Module):
             length = hidden.shape[1]
             embeddings, attentions = [], []
             for mentions in entity_pos[i]:
-                embedding, row = [], []
+                of_mentions, mention_attention = [], []
                 for start, _ in mentions:
                     if start + 1 < length:
-                        embedding.append(hidden[i, start + 1])
-                        row.append(attention[i, :, start + 1])
-                if embedding:
-                    embeddings.append(torch.logsumexp(torch.stack(embedding), dim=0))
-                    attentions.append(torch.stack(row).mean(0))
+                        of_mentions.append(hidden[i, start + 1])
+                        mention_attention.append(attention[i, :, start + 1])
+                if of_mentions:
+                    embeddings.append(torch.logsumexp(torch.stack(of_mentions), dim=0))
+                    attentions.append(torch.stack(mention_attention).mean(0))
                 else:
                     embeddings.append(torch.zeros_like(hidden[i, 0]))
                     attentions.append(torch.zeros_like(attention[i, :, 0]))
             embeddings = torch.stack(embeddings)  # [E, d]
             attentions = torch.stack(attentions)  # [E, heads, L]
             index = torch.tensor(pairs[i], device=hidden.device).reshape(-1, 2)
-            shared = (attentions[index[:, 0]] * attentions[index[:, 1]]).mean(1)  # [P, L]
-            shared = shared / (shared.sum(1, keepdim=True) + 1e-5)
+            q = (attentions[index[:, 0]] * attentions[index[:, 1]]).mean(1)  # [P, L]
+            q = q / (q.sum(1, keepdim=True) + 1e-5)
             heads.append(embeddings[index[:, 0]])
             tails.append(embeddings[index[:, 1]])
-            contexts.append(shared @ hidden[i])
+            contexts.append(q @ hidden[i])
         return torch.cat(heads), torch.cat(tails), torch.cat(contexts)
 
     def forward(self, input_ids, attention_mask, entity_pos, pairs):
-        """Logits [P, classes] of the pairs in their order."""
+        """Logits [P, classes]."""
         hidden, attention = self.encode(input_ids, attention_mask)
         hidden, attention = hidden.to(self.bilinear.weight), attention.to(self.bilinear.weight)
         heads, tails, contexts = self.pair_representations(hidden, attention, entity_pos, pairs)
@@ -230,8 +230,8 @@ def named_facts(documents):
 
 
 def official_scores(predictions, truth_path, train_path):
-    """F1 and Ign F1 in the manner of the official scorer: both files are read for every scoring,
-    the submission is sorted and its neighbours compared, every hit is checked against all names."""
+    """F1 and Ign F1 as the official scorer computes them: it reads both files every time, sorts the
+    submission to find duplicates, and compares correct predictions under all names."""
     with open(truth_path, encoding="utf-8") as file:
         truth = json.load(file)
     with open(train_path, encoding="utf-8") as file:

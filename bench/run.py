@@ -1,12 +1,11 @@
-"""Ours against the textbook ATLOP of bench/baseline.py: one table, work by work.
+"""Our code against the textbook ATLOP of bench/baseline.py, task by task, in one table.
 
     python bench/run.py --data_dir dataset/redocred [--device cuda] [--only read score]
 
-Both ways have the same weights and batches, and the same precision (but with --precision auto), and
-run by turns in one process; a ratio is the median over the parts of the work (each part is done
-both ways, one after the other, in turns of order). Encoders have random weights: only their size
-counts. Peak memory is taken in a process for each way: on a GPU what was allocated; on a CPU the
-process's largest size less what it was before.
+Both have the same weights, batches and precision (except with --precision auto), and run in turn in
+one process. A task is split into parts, each done by both in alternating order; the ratio is the
+median over the parts. Encoders have random weights. Peak memory is measured in a process for each:
+on a GPU what was allocated; on a CPU the growth of the process's largest size.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from inputs.documents import read_documents
 from inputs.files import relation_ids
 from losses import get_loss
 from model import new_model
-from prepro import read_docred
+from prepro import entity_pairs, read_docred
 from utils import (
     autocast,
     collate,
@@ -120,13 +119,13 @@ def processor():
 
 
 def waiter(device):
-    """A function that returns when the device has done all it was given."""
+    """A function that waits until the device has finished."""
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
 def compare(work, baseline_way, our_way, parts, wait=lambda: None, note="", between=None):
-    """A row of the table: every part done both ways, in turns of order; the median of the ratios.
-    between: called after each part."""
+    """A row of the table: every part is done by both, in alternating order. between: a function
+    that is called after each part."""
     seconds = {way: [] for way in WAYS}
     ways = dict(zip(WAYS, (baseline_way, our_way), strict=True))
     for i, part in enumerate(parts):
@@ -163,7 +162,7 @@ def read(args):
 
 
 def score(args):
-    """20,000 triples of the dev documents: half of them gold, half drawn."""
+    """20,000 triples of the dev documents, half of them gold, half random."""
     path = args.data_dir / "dev_revised.json"
     documents = read_documents(path)
     draw, relations = random.Random(0), list(relation_ids())[1:]
@@ -187,7 +186,7 @@ def score(args):
 
 
 class Pair:
-    """The two ways with equal weights, and the same documents as features of each."""
+    """Our model and the baseline with equal weights, and the rest of their training steps."""
 
     def __init__(self, args, size):
         layers, width = SIZES[size]
@@ -208,29 +207,23 @@ class Pair:
         self.amp = autocast(args.device, args.precision)
         self.baseline_amp = autocast(args.device, args.baseline_precision)
         self.wait = waiter(args.device)
-        self.rest = {}
-        for way in WAYS:
-            model = getattr(self, way)
-            if way == "ours":
-                optimizer = make_optimizer(model, 5e-5, 1e-4)
-            else:
-                optimizer = torch.optim.AdamW(
-                    model.parameters(), lr=5e-5, eps=1e-6, weight_decay=0, foreach=False
-                )
-            scaler = torch.amp.GradScaler(kind, enabled=args.precision == "fp16")
-            schedule = make_schedule(optimizer, 10_000, 0.06)
-            amp = self.amp if way == "ours" else self.baseline_amp
-            self.rest[way] = {
+        parameters = self.baseline.parameters()
+        settings = {"lr": 5e-5, "eps": 1e-6, "weight_decay": 0, "foreach": False}
+        parts = {
+            "ours": (make_optimizer(self.ours, 5e-5, 1e-4), self.amp),
+            "baseline": (torch.optim.AdamW(parameters, **settings), self.baseline_amp),
+        }
+        self.rest = {
+            way: {
                 "loss_function": get_loss("HingeABL"),
                 "optimizer": optimizer,
-                "schedule": schedule,
-                "scaler": scaler,
+                "schedule": make_schedule(optimizer, 10_000, 0.06),
+                "scaler": torch.amp.GradScaler(kind, enabled=args.precision == "fp16"),
                 "autocast": amp,
                 "max_grad_norm": 1.0,
             }
-
-    def our_batch(self, features):
-        return collate(features, self.tokens)
+            for way, (optimizer, amp) in parts.items()
+        }
 
     def baseline_batch(self, features):
         batch = baseline.collate(features, self.tokens[2])
@@ -238,7 +231,7 @@ class Pair:
 
     def train_ours(self, features):
         self.ours.train()
-        batch = to_device(self.our_batch(features), self.args.device)
+        batch = to_device(collate(features, self.tokens), self.args.device)
         return train_step(self.ours, [batch], **self.rest["ours"])
 
     def train_baseline(self, features):
@@ -270,10 +263,10 @@ def training(args):
             generator = torch.Generator().manual_seed(0)
             groups = epoch_groups(lengths, 4, 1, generator, by_length=not by_chance)
             batches = [batch for group in groups for batch in group]
-            pair.train_baseline([theirs[i] for i in batches[0]])  # warm up
+            pair.train_baseline([theirs[i] for i in batches[0]])  # to warm up
             pair.train_ours([ours[i] for i in batches[0]])
             parts = [batches[i :: args.parts] for i in range(args.parts)]
-            rates = []  # the machine's speed drifts, so the rate is taken beside the work
+            rates = []  # measured between the parts, because the machine's speed drifts
             done = [ours[i] for batch in batches for i in batch]
             order = "shuffled" if by_chance else "like length"
             row = compare(
@@ -295,7 +288,8 @@ def training(args):
 
 
 def forward_flops(feature, config, num_class=97, block=64):
-    """Operations of the matrix products that one document needs; a step needs three times these."""
+    """Operations in a document's matrix products, forward only; a training step has three times as
+    many."""
     length, entities = len(feature["input_ids"]), len(feature["entity_pos"])
     windows = len(window_starts(length, 512, 2))
     tokens = min(length, 512) * windows
@@ -309,7 +303,7 @@ def forward_flops(feature, config, num_class=97, block=64):
 
 
 def matrix_rate(args):
-    """Operations a second in a product of the encoder's shape."""
+    """Operations a second of a plain matrix product."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
     size = 1024 if args.device == "cpu" else 8192
     a, b = torch.randn(2, size, size, device=args.device).to(dtype)
@@ -325,7 +319,7 @@ def matrix_rate(args):
 
 
 def evaluating(args):
-    # our way sorts by length: a part is as long as a user's split, and every part like the others
+    # Ours sorts by length, so each part gets documents of all lengths.
     parts = [range(args.eval_documents)[i :: args.parts] for i in range(args.parts)]
     for size in args.sizes:
         pair = Pair(args, size)
@@ -357,7 +351,7 @@ def memory(args):
 
 
 def memory_of_step(args):
-    """MiB that two training steps of one way take at most."""
+    """Peak memory of two training steps in MiB, of ours or of the baseline."""
     sizes = argparse.Namespace(batch=4, entities=42, tokens=512)
     features = make_features(sizes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -379,20 +373,18 @@ def memory_of_step(args):
 
 
 def textbook(feature):
-    """Our feature in the textbook's form: lists of pairs and of their multi-hot labels."""
-    most = range(len(feature["entity_pos"]))
-    pairs = [[h, t] for h in most for t in most if h != t]
+    """Our feature as a feature of baseline.py: lists of pairs and of their multi-hot labels."""
+    pairs = entity_pairs(len(feature["entity_pos"])).tolist()
     labels = [[0] * 97 for _ in pairs]
-    place = {tuple(pair): i for i, pair in enumerate(pairs)}
     for head, tail, relation in feature["triples"].tolist():
-        labels[place[head, tail]][relation] = 1
-    for row in labels:
-        row[0] = int(not any(row))
+        labels[pairs.index([head, tail])][relation] = 1
+    for multi_hot in labels:
+        multi_hot[0] = int(not any(multi_hot))
     return feature | {"pairs": pairs, "labels": labels}
 
 
 def whole_run(args):
-    """train.py on as many documents as Re-DocRED has, 30 epochs; on a GPU only."""
+    """train.py on as many documents as Re-DocRED has, 30 epochs, on a GPU only."""
     if args.device == "cpu":
         return
     documents = json.loads((args.data_dir / "dev_revised.json").read_text(encoding="utf-8"))
@@ -414,7 +406,7 @@ def whole_run(args):
     yield {
         "work": "whole run, 3,053 documents, 30 epochs",
         "unit": "min",
-        "baseline": None,  # nobody has waited for it
+        "baseline": None,  # it would take too long
         "ours": minutes,
         "ratio": None,
         "note": "no baseline was run",
@@ -422,7 +414,7 @@ def whole_run(args):
 
 
 WORKS = {
-    "memory": memory,  # first: a new process's largest size starts as that of the one that made it
+    "memory": memory,  # first, because a new process counts the memory of its parent
     "read": read,
     "score": score,
     "train": training,
