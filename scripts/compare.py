@@ -1,12 +1,12 @@
-"""Where two submissions differ, and whether the difference may be chance: F1, Ign F1 and macro F1
-with a paired bootstrap, and F1 of every relation. Of several seeds each:
+"""Compares two submissions: F1, Ign F1 and macro F1 with a paired bootstrap, and F1 of every
+relation. With several seeds each:
 
     python scripts/compare.py --truth dataset/redocred/test_revised.json \
         --pred runs/a/seed1/predictions.json runs/a/seed5/predictions.json \
         --against runs/b/seed1/predictions.json runs/b/seed5/predictions.json
 
-Without --against the scores of --pred are shown. The first file of one is paired with the first of
-the other. low, high: the 95 % interval of the difference, over documents and seeds together.
+Without --against, shows the scores of --pred alone. The files are paired in their order. low, high:
+the 95 % interval of the difference, over documents and seeds.
 """
 
 import sys
@@ -37,28 +37,26 @@ from reporting.statistics import (
 
 
 def relation_rows(rel2id, *sides):
-    """A row a relation that has facts, the most frequent first: property, name, facts, and mean F1
-    in percent of each side, [seeds, documents, relations, 4]."""
+    """The table of relations with facts, the most frequent first: property, name, number of facts,
+    and the mean F1 in percent of each side. sides: `read_counts` of every seed, stacked:
+    [seeds, documents, relations, 4]."""
     names = read_json(META_DIR / "rel_info.json")
     totals = [side.sum(1) for side in sides]  # [seeds, relations, 4]
     f1 = [100 * f1_score(*np.moveaxis(total[..., :3], -1, 0)).mean(0) for total in totals]
     rows = [
-        [
-            relation,
-            names.get(relation, relation),
-            int(totals[0][0, i, 2]),
-            *(float(x[i]) for x in f1),
-        ]
+        [relation, names.get(relation, relation), int(facts), *(float(x[i]) for x in f1)]
         for relation, i in rel2id.items()
-        if totals[0][0, i, 2]
+        if (facts := totals[0][0, i, 2])
     ]
     return sorted(rows, key=lambda row: -row[2])
 
 
 def main(argv=None):
     parser = OneLineParser(description="Two submissions of the same documents compared.")
-    parser.add_argument("--pred", required=True, nargs="+", help="submission, one of each seed")
-    parser.add_argument("--against", nargs="+", default=[], help="the other: as many")
+    parser.add_argument("--pred", required=True, nargs="+", help="submissions, one of each seed")
+    parser.add_argument(
+        "--against", nargs="+", default=[], help="as many submissions to compare with"
+    )
     parser.add_argument("--truth", required=True, help="documents with labels")
     parser.add_argument("--train", help="training documents, whose facts Ign F1 leaves out")
     parser.add_argument(

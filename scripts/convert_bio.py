@@ -1,4 +1,4 @@
-"""CDR and GDA, in the files that ATLOP reads, as documents in DocRED format with candidate pairs.
+"""Converts CDR and GDA, in the format that ATLOP reads, to DocRED format with candidate pairs.
 
     python scripts/convert_bio.py --corpus cdr train_filter.data train.json
 
@@ -7,8 +7,8 @@ its sentences ("|" between them, a blank between words), and 17 fields for each 
 relation, direction, three that are not read, and of either side id, names, type, first words, ends
 (words counted through all sentences; ":" between mentions) and one more that is not read.
 
-Entities are numbered as they first occur in a candidate pair, as in the released reader. Pairs that
-are "not_include" are no candidates, but their mentions are marked: they make further entities.
+Entities are numbered in the order of the candidate pairs, as in ATLOP's reader. "not_include" pairs
+are no candidates, but their mentions are marked, too, so they become further entities.
 """
 
 import sys
@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from inputs.files import InputError, OneLineParser, reason_of, run_main, write_json
 
 RELATION = {"cdr": "CID", "gda": "GDA"}
-SIDES = (5, 11)  # of a pair: where the fields of its left and right side start
+SIDES = (5, 11)  # index of the first field of a pair's left and right side
 
 
 def read_line(line, relation):
-    """A line of the input -> a document. Raises InputError, naming the pair and the field."""
+    """A line of the input -> a document. Raises InputError that names the pair and the field."""
     title, *rest = line.rstrip().split("\t")
     if len(rest) < 18 or len(rest) % 17 != 1:
         raise InputError(f"expected 2 + 17 k fields, found {1 + len(rest)}")
-    words, bounds = [], [0]  # bounds: where sentences end
+    words, bounds = [], [0]  # bounds: the words at which sentences start and end
     for sentence in rest[0].split("|"):
         words += sentence.split(" ")
         bounds.append(len(words))
@@ -55,7 +55,7 @@ def read_line(line, relation):
             if rest := [mention for mention in mentions if mention not in known]:
                 entities.append(rest)
                 known.update(rest)
-    # A mention lies in one sentence: where it does not, the two become one.
+    # A mention must lie in one sentence, so sentences that one reaches across are joined.
     inside = {word for start, end, _ in known for word in range(start + 1, end)}
     bounds = [bound for bound in bounds if bound not in inside]
 
@@ -99,7 +99,7 @@ def read_pair(fields, relation, num_words):
 
 
 def read_bio(path, corpus):
-    """The documents of a file; of several lines with one id the first. Raises InputError."""
+    """The documents of a file. Of lines with the same id the first counts. Raises InputError."""
     documents = {}
     try:
         with open(path, encoding="utf-8") as file:

@@ -1,9 +1,9 @@
-"""Labelled text with entity spans -> documents in DocRED format, to train and score on.
+"""Converts labelled text with entity spans to DocRED format, for training and scoring.
 
     python scripts/convert_text.py --rel2id my/rel2id.json my/train.jsonl my/train.json
 
 The input is what predict.py reads (a list, JSON lines or one document; docs/prediction.md), with
-"labels": [{"h": 0, "t": 1, "r": "a relation of rel2id.json"}, ...]; h and t are places in entities.
+"labels": [{"h": 0, "t": 1, "r": "a relation of rel2id.json"}, ...]; h and t index the entities.
 """
 
 import sys

@@ -1,16 +1,16 @@
-"""Make the demo's data: a small invented corpus in DocRED format and a small random encoder.
+"""Makes the demo's data: a small invented corpus in DocRED format and a small random encoder.
 
     python scripts/make_demo.py --output_dir dataset/demo --seed 66
 
-The demo shows the whole pipeline in minutes on a CPU, with no network and no data set. So the
-corpus keeps what makes Re-DocRED hard, in a language that a small encoder learns from scratch:
-most pairs hold no relation, entities are named again by shorter names, many facts join two
-sentences, some follow from others, some pairs hold several relations, and entities of every type
-also turn up where nothing is stated of them.
+The demo shows the whole pipeline in minutes on a CPU, without a network or a data set. The language
+is simple enough for a small encoder to learn from scratch, but what makes Re-DocRED hard is kept:
+most pairs have no relation, entities have shorter names, too, many facts need two sentences, some
+follow from others, some pairs have several relations, and entities of every type also occur without
+any relation.
 
-People, places and works are composed of invented parts. The map (which town lies in which
-province of which country) is one for all splits, so facts about places recur and Ign F1 comes out
-below F1; most other facts of dev and test are new. The same arguments give the same bytes.
+Names are composed of invented parts. All splits have the same map (countries, their provinces and
+towns), so facts about places recur and Ign F1 is below F1; most other facts of dev and test are
+new. The same arguments give the same bytes.
 """
 
 import argparse
@@ -29,11 +29,11 @@ HIDDEN_SIZE = 128
 NUM_LAYERS = 2
 POSITION_SCALE = 0.03  # BERT's embeddings start at 0.02
 
-# What a sentence says, "name: facts | paraphrase | paraphrase ...". A slot {X} mentions the entity
-# in role X (see ROLES) by its name, {X:s} by its short name, {X:a} by its adjective; {X:he},
-# {X:his} and {X:wife} are plain words that fit X, {job} is any profession: none is a mention. A
-# fact may join roles that its sentence does not mention ("He died in ..."), which makes it a
-# cross-sentence fact. What lies where needs no facts here: `map_facts` reads it off the map.
+# What sentences state: "name: facts | paraphrase | paraphrase ...". A slot {X} is a mention of the
+# entity in role X (see ROLES) by its name, {X:s} by its short name, {X:a} by its adjective. No
+# mentions are {job}, any profession, and {X:he}, {X:his} and {X:wife}, words that fit X. A fact may
+# have roles that its sentence does not mention ("He died in ..."): a cross-sentence fact. Facts of
+# the map are not listed here; they come from `map_facts`.
 GRAMMAR = """
 life: S P569 B; S P570 D; S P27 C | {S} ( {B} - {D} ) was a {C:a} {job} .
   | {S} , born {B} , died {D} , was a {C:a} {job} . | The {C:a} {job} {S} lived {B} - {D} .
@@ -94,9 +94,9 @@ staff: | In {Y2} , {O:s} had {Z} workers . | {Z} people worked for the company i
 rival: | Its rival {O2} hired {Q} and {N} in {V} , {F} . | {O2} met {Q} and {N} in {V} , {F} .
 """
 
-# The kinds of document: weight, role that gives the title, opening, and what follows in random
-# order, each with the chance that it is said; "a/b": one of the two; "a+b": b right after a. The
-# last line of each states nothing: it places entities of the same types beside those that matter.
+# The kinds of document: weight, role whose name is the title, first sentence, and sentences that
+# follow in random order, each with its probability; "a/b": one of the two; "a+b": b right after a.
+# The last line of each kind has sentences without facts, for entities without relations.
 KINDS = [
     (30, "S", "life/alive", "born/both/born+died 1, father .7, spouse+child .9, study .9, map 1,"
                             " met .8, travel .8"),
@@ -112,11 +112,11 @@ KINDS = [
 
 
 def compose(starts, ends):
-    """All words of a start and an end, as a list in a string like those below."""
+    """All combinations of a start and an end, as a string of words."""
     return " ".join(a + b for a, b in itertools.product(starts.split(), ends.split()))
 
 
-# Parts of names, all invented. Every part is frequent, most compositions are rare.
+# Parts of names, all invented. Each part is frequent, most combinations are rare.
 WOMEN = "Ada Britta Cora Dina Elke Frida Greta Hilde Ines Jana Kaja Lotte Mara Nora Olga Petra"
 MEN = "Anton Boris Carl Dirk Emil Felix Georg Hugo Ivar Jonas Karl Lars Milo Nils Otto Pavel"
 SURNAMES = compose(
@@ -142,12 +142,12 @@ GENDERED = {"he": ("he", "she"), "his": ("his", "her"), "wife": ("husband", "wif
 
 
 def numbers(start, stop, step=1):
-    """The numbers from start to before stop, as such a list."""
+    """The numbers of a range, as a string of words."""
     return " ".join(map(str, range(start, stop, step)))
 
 
-# Kind of entity -> its type, its roles, and the words its name is composed of. Births lie before
-# the other years and deaths after them.
+# Kind of entity -> (type, roles, words that its name is composed of). Births are earlier than all
+# other years, deaths later.
 ROLES = {
     "person": ("PER", "S W PA K E M N N2 P Q", [f"{WOMEN} {MEN}", SURNAMES]),
     "country": ("LOC", "C F", []),
@@ -166,12 +166,12 @@ ROLES = {
 }
 KIND_OF = {role: kind for kind, (_, roles, _) in ROLES.items() for role in roles.split()}
 
-# What follows from a stated fact: r(x, y) => inverse(y, x); r1(x, y), r2(y, z) => r3(x, z).
+# Facts that follow from others: r(x, y) => inverse(y, x); r1(x, y), r2(y, z) => r3(x, z).
 INVERSE = {"P26": "P26", "P22": "P40", "P361": "P527", "P463": "P527", "P749": "P355"}
 CHAINS = {
     ("P131", "P131"): "P131",
     ("P131", "P17"): "P17",
-    ("P159", "P17"): "P17",  # a company is of the country of its seat
+    ("P159", "P17"): "P17",  # a company is in the country of its seat
     ("P19", "P17"): "P27",  # the demo's own rule: born in a country, citizen of it
     ("P361", "P175"): "P175",  # the band of the album performs its songs
     ("P175", "P495"): "P495",
@@ -179,7 +179,7 @@ CHAINS = {
 
 
 def read_grammar():
-    """Parse GRAMMAR into {name: ([(head role, relation, tail role)], [[token of a template]])}."""
+    """GRAMMAR as {name: ([(head role, relation, tail role)], [[token of a template]])}."""
     grammar = {}
     for entry in GRAMMAR.strip().replace("\n  |", " |").splitlines():
         head, *templates = entry.split(" | ")
@@ -190,7 +190,7 @@ def read_grammar():
 
 
 def make_map(rng):
-    """Draw the map {country: {province: [town]}}; a name is a tuple of words."""
+    """A random map {country: {province: [town]}}; a name is a tuple of words."""
     provinces = list(itertools.product(SIDES.split(), PLACES.split()))
     towns = list(itertools.product(PLACES.split(), SITES.split()))
     rng.shuffle(provinces)
@@ -202,7 +202,7 @@ def make_map(rng):
 
 
 class Document:
-    """A document while it is written. Entities go by their role until `to_docred` counts them."""
+    """A document while it is written. Entities are known by their roles."""
 
     def __init__(self, rng, grammar, world):
         self.rng, self.grammar, self.world = rng, grammar, world
@@ -212,7 +212,7 @@ class Document:
         self.facts = {}  # (head role, relation, tail role) -> set of evidence sentences
 
     def name(self, role):
-        """The name of who plays `role`: drawn at first use, among those not taken yet."""
+        """The name of the entity in this role, drawn at first use, different from all others."""
         while role not in self.names:
             name = self.draw(role)
             if name not in self.names.values():
@@ -220,7 +220,6 @@ class Document:
         return self.names[role]
 
     def draw(self, role):
-        """Draw a name for `role`."""
         kind = KIND_OF[role]
         if kind == "country":
             return self.rng.choice(list(self.world))
@@ -238,11 +237,10 @@ class Document:
         return first, *(self.name("S")[1:] if role in ("PA", "K") else rest)
 
     def is_woman(self, role):
-        """By the first name."""
         return self.name(role)[0] in WOMEN.split()
 
     def form(self, role, form):
-        """The name of `role` in a form: "" whole, "s" short, "a" adjective of a country."""
+        """The name in this role: "" in full, "s" short, "a" a country's adjective."""
         name, kind = self.name(role), KIND_OF[role]
         if form == "a":
             return (name[0] + "n",)  # Veldoria, Veldorian
@@ -253,7 +251,7 @@ class Document:
         return name
 
     def say(self, statement):
-        """Add a sentence in one of the statement's wordings, with its mentions and its facts."""
+        """Adds a sentence, one of the statement's paraphrases, with its mentions and facts."""
         facts, templates = self.grammar[statement]
         words, number = [], len(self.sents)
         for token in self.rng.choice(templates):
@@ -275,7 +273,7 @@ class Document:
             self.facts.setdefault(fact, set()).add(number)
 
     def all_facts(self):
-        """{(head role, relation, tail role): evidence}: stated, read off the map, derived."""
+        """{(head role, relation, tail role): evidence}: facts stated, of the map, and derived."""
         facts = {fact: sorted(sents) for fact, sents in self.facts.items()}
         for h, r, t in list(facts):
             if r == "P40":
@@ -309,7 +307,7 @@ class Document:
 
 
 def map_facts(role):
-    """What the map says of `role`, by the roles of the places around it."""
+    """The facts of the map about the place in this role."""
     kind, country = KIND_OF[role], "F" if role == "V" else "C"
     facts = []
     if kind in ("town", "province"):
@@ -322,7 +320,7 @@ def map_facts(role):
 
 
 def write_document(rng, grammar, world):
-    """Draw one document of a random kind."""
+    """One document of a random kind."""
     _, title_role, opening, rest = rng.choices(KINDS, weights=[kind[0] for kind in KINDS])[0]
     document = Document(rng, grammar, world)
     document.say(rng.choice(opening.split("/")))
@@ -336,7 +334,7 @@ def write_document(rng, grammar, world):
 
 
 def make_corpus(sizes, seed):
-    """{split: [document]}; titles are unique, as the official scorer finds documents by them."""
+    """{split: [document]}. Titles are unique, because scoring finds documents by title."""
     grammar, world = read_grammar(), make_map(random.Random(seed))
     corpus, titles = {}, set()
     for split, size in sizes.items():
@@ -351,7 +349,7 @@ def make_corpus(sizes, seed):
 
 
 def make_vocabulary(documents):
-    """The words of `documents`, and characters to spell the words of others with."""
+    """The words of `documents`, and characters to spell other words with."""
     text = " ".join(itertools.chain.from_iterable(s for doc in documents for s in doc["sents"]))
     chars = string.ascii_letters + string.digits + string.punctuation  # "*" marks mentions
     words = sorted(set(re.findall(r"\w+|[^\w\s]", text)) | set(chars))
@@ -359,11 +357,8 @@ def make_vocabulary(documents):
 
 
 def make_encoder(vocabulary, folder, seed):
-    """Write a BERT with random weights and its tokenizer to `folder`.
-
-    The position embeddings start as the sinusoids of the Transformer: neighbours are then alike
-    from the first step on, which no pretraining is there to teach.
-    """
+    """Writes a randomly initialised BERT and its tokenizer to `folder`. Position embeddings start
+    as sinusoids, so that neighbours are alike, which is otherwise learned in pretraining."""
     folder.mkdir(parents=True, exist_ok=True)
     words = folder / "vocab.txt"
     words.write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
@@ -377,7 +372,7 @@ def make_encoder(vocabulary, folder, seed):
         num_attention_heads=4,
         intermediate_size=4 * HIDDEN_SIZE,
         max_position_embeddings=512,
-        hidden_dropout_prob=0.0,  # trained so briefly, so small an encoder needs none
+        hidden_dropout_prob=0.0,  # too small and too briefly trained to overfit
         attention_probs_dropout_prob=0.0,
     )
     model = BertModel(config)
@@ -390,7 +385,6 @@ def make_encoder(vocabulary, folder, seed):
 
 
 def main():
-    """Write the three splits and the encoder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--num_train", type=int, default=400)

@@ -1,9 +1,9 @@
-"""A run folder's model in a quarter of its size, as a folder of its own: weights in 8 bits.
+"""Saves a run folder's model with weights in 8 bits, a quarter of the size, in a new folder.
 
     python scripts/pack_model.py --model runs/demo --output packed
 
-predict.py, train.py --load_path and RelationExtractor read it as they read the run folder;
-transformers alone does not. What the rounding costs is measured with train.py --load_path.
+predict.py, train.py --load_path and RelationExtractor read it like a run folder; transformers alone
+cannot. Measure the effect on the scores with train.py --load_path.
 """
 
 import sys

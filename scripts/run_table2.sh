@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Table 2: three backbones, each with its own loss and with HingeABL, five seeds; ends in a report,
-# OUT/report/report.md. Finished runs are not run again, so it can be stopped and started anew. Cut
-# it down with
+# Table 2: three backbones, each with its own loss and with HingeABL, five seeds, then a report,
+# OUT/report/report.md. It can be stopped and started again: finished runs are not run again.
+# Environment variables:
 #   SEEDS       default "1 5 42 66 233"
 #   BACKBONES   default "atlop docunet kd_docre"; others: dreeam, and dreeam:e0.1 (or of any
 #               backbone), which learns from evidence (--evidence_weight)

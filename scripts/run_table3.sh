@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Tables 1, 3, 4 and 7: the paper's seven losses, five seeds; ends in a report,
-# OUT/report/report.md. Finished runs are not run again, so it can be stopped and started anew. Cut
-# it down with
+# Tables 1, 3, 4 and 7: the paper's seven losses, five seeds, then a report, OUT/report/report.md. It
+# can be stopped and started again: finished runs are not run again. Environment variables:
 #   SEEDS     default "1 5 42 66 233"
 #   LOSSES    default: the seven of Table 3; others: PMTEM, NCRL, ATGL. Variants: HingeABL:joint
 #             (--hinge_norm), HingeABL:m3 and AML:m2 (--margin), AFL:g2 (--gamma), HingeABL:joint:m3,
@@ -21,8 +20,8 @@ RECIPE="${RECIPE:-bert}"
 source "$(dirname "${BASH_SOURCE[0]}")/run_many.sh"
 OUT="${OUT:-$ROOT/runs/table3-$RECIPE}"
 
-# Each loss as a line of words: its name in run folders (HingeABL-joint-m3 of HingeABL:joint:m3:m5,
-# without what is the default anyway) and its flags.
+# A line for each loss: its name in run folders (HingeABL:joint:m5 becomes HingeABL-joint, because
+# margin 5 is the default), then its flags.
 LINES="$(PYTHONPATH="$ROOT" "$PYTHON" -c 'import sys
 from losses import loss_label, read_label
 for label in sys.argv[1:]:

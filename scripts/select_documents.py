@@ -1,10 +1,10 @@
-"""The documents of a list of titles, in its order, as a file of their own.
+"""Writes the documents of a list of titles, in its order, to a file.
 
     python scripts/select_documents.py --input dataset/redocred/train_revised.json \
         --titles meta/titles_992.txt --output dataset/redocred-992/train_revised.json
 
-The list has one title a line. For those in meta/ see docs/data.md, which also says when --compact
-gives the same bytes.
+The list has one title on each line. docs/data.md describes the lists in meta/ and says when
+--compact gives the same bytes as the original.
 """
 
 import json

