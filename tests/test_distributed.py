@@ -17,6 +17,7 @@ from test_train import flags, without_times
 
 import train
 from engine import distributed, resume
+from engine.options import parse_runs
 from inputs.files import InputError, write_json
 
 
@@ -48,6 +49,7 @@ def steady(demo, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(steady, tmp_path):
     """20 steps, of two batches each."""
     more = "--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--tune_threshold"
@@ -88,6 +90,7 @@ def process_of(rank, output):
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, tmp_path):
     """The first of two, which saves, is killed; with dropout."""
@@ -108,6 +111,7 @@ def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, tmp_path):
     assert_same_end(output, whole)
 
 
+@pytest.mark.slow
 def test_a_stop_saves_and_one_process_goes_on(steady, tmp_path):
     """Stopped in two processes, taken up by one: the end of a run in one."""
     more = "--num_train_epochs", "6", "--save_steps", "1"
@@ -126,11 +130,11 @@ def test_a_stop_saves_and_one_process_goes_on(steady, tmp_path):
     assert read(output / "predictions.json") == read(whole / "predictions.json")
 
 
-def test_what_is_wrong_is_said_once(steady, tmp_path):
-    process = start(*flags(steady, tmp_path / "a", "--train_batch_size", "3"))
-    (line,) = said(process)
-    assert "3 documents cannot be divided among 2 processes" in line and process.returncode != 0
-    assert not (tmp_path / "a").exists()
+def test_a_batch_is_divided_among_the_processes(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="3 documents cannot be divided among 2 processes"):
+        parse_runs(flags(demo, tmp_path / "a", "--train_batch_size", "3"))
 
 
 def test_docunet_needs_gpus_and_images_of_one_size():
@@ -151,13 +155,6 @@ def test_processes_see_all_items_once(monkeypatch):
             parts.append(distributed.own_part(list(range(length))))
         assert sum(parts, []) == list(range(length))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_without_torchrun_nothing_is_connected(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")  # as some clusters set it for every job
-    monkeypatch.delenv("RANK", raising=False)
-    with distributed.processes():
-        assert not torch.distributed.is_initialized() and distributed.is_first()
 
 
 def test_processes_that_cannot_connect_say_so(monkeypatch):

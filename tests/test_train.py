@@ -66,8 +66,6 @@ def test_same_seed_same_numbers(demo, finished, tmp_path, monkeypatch):
     assert without_times(tmp_path / "b") == without_times(finished)
     for name in ("predictions.json", "model.safetensors", "patterns.json"):
         assert (tmp_path / "b" / name).read_bytes() == (finished / name).read_bytes()
-    train.main(flags(demo, tmp_path / "c", "--evaluation_steps", "3", "--seed", "1"))
-    assert without_times(tmp_path / "c") != without_times(finished)
 
 
 def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
@@ -148,8 +146,6 @@ def test_what_wandb_is_told(demo, tmp_path, monkeypatch):
     (tmp_path / "a/results.json").unlink()  # as if it had been stopped while it was evaluated
     train.main(flags(demo, tmp_path / "a", *more, "--resume"))
     assert started[1]["id"] == "run1" and started[1]["resume"] == "allow"
-    train.main(flags(demo, tmp_path / "a", *more, "--overwrite"))
-    assert "id" not in started[2]
 
 
 def test_a_model_older_than_a_flag_has_its_default():
@@ -160,6 +156,7 @@ def test_a_model_older_than_a_flag_has_its_default():
     assert saved.keys() == SAVED_WITH_MODEL.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_every_loss_learns(demo, tmp_path, loss_type):
     more = "--loss_type", loss_type, "--num_train_epochs", "3", "--test_file", ""
@@ -169,11 +166,8 @@ def test_every_loss_learns(demo, tmp_path, loss_type):
 
 
 @pytest.mark.parametrize("more", [
-    ["--precision", "bf16"],
-    ["--gradient_accumulation_steps", "2", "--group_by_length"],
-    ["--max_seq_length", "40"],
-    ["--test_file", ""],
-    ["--attention_dropout", "0", "--num_labels", "-1"],
+    ["--precision", "bf16", "--gradient_accumulation_steps", "2", "--group_by_length"],
+    ["--max_seq_length", "40", "--test_file", "", "--attention_dropout", "0", "--num_labels", "-1"],
 ])  # fmt: skip
 def test_options_run(demo, tmp_path, more):
     train.main(flags(demo, tmp_path / "run", "--num_train_epochs", "1", *more))
@@ -182,8 +176,8 @@ def test_options_run(demo, tmp_path, more):
     assert ("test" in results) == ("--test_file" not in more)
 
 
-@pytest.mark.parametrize("backbone", ["atlop", "docunet", "kd_docre"])
-def test_overfits_real_documents(tmp_path, committed_golden, backbone):
+@pytest.mark.slow
+def test_overfits_real_documents(tmp_path, committed_golden):
     """8 real documents, a small encoder with random weights: F1 above 95 on themselves."""
     documents = read(shared("redocred-mini/train_revised.json"))
     documents = sorted(documents, key=lambda d: len(d["vertexSet"]))[60:68]
@@ -197,10 +191,9 @@ def test_overfits_real_documents(tmp_path, committed_golden, backbone):
     for file in (committed_golden / "tokenizer").iterdir():
         shutil.copy(file, encoder)
     rates = ["--learning_rate", "2e-3", "--classifier_lr", "2e-3", "--emb_size", "128"]
-    unet = ["--down_dim", "32", "--unet_out_dim", "64"]
-    epochs = {"atlop": "4", "docunet": "4", "kd_docre": "6"}[backbone]
-    more = [*rates, *unet, "--backbone", backbone, "--num_train_epochs", epochs, "--test_file", ""]
-    train.main(flags(tmp_path, tmp_path / "run", *more))
+    train.main(
+        flags(tmp_path, tmp_path / "run", *rates, "--num_train_epochs", "4", "--test_file", "")
+    )
     best = read(tmp_path / "run/results.json")["dev"]
     assert best["f1"] > 0.95, best["f1"]
 
@@ -242,26 +235,15 @@ def test_epoch_groups(by_length):
 BAD_RUNS = {
     "loss": (["--loss_type", "HingeAbl"], "argument --loss_type: invalid choice: 'HingeAbl'"),
     "flag": (["--margn", "5"], "unrecognized arguments: --margn 5"),
-    "number": (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
     "file": (["--dev_file", "none.json"], "none.json: no such file"),
-    "folder": (["--data_dir", "nowhere"], "nowhere/dev_revised.json: no such file"),
     "batch": (["--train_batch_size", "0"], "--train_batch_size: 0: expected int >= 1"),
     "batch too large": (["--train_batch_size", "17"], "16 documents do not fill one step of 17"),
     "classes": (["--num_class", "10"], "--num_class: 10, but"),
     "dropout": (["--attention_dropout", "1"], "--attention_dropout: 1.0: expected float < 1.0"),
-    "warm-up": (["--warmup_ratio", "2"], "--warmup_ratio: 2.0: expected float <= 1.0"),
     "device": (["--device", "quantum"], "--device quantum: "),
     "fp16": (["--precision", "fp16"], "--precision fp16: needs a GPU"),
     "no weights": (["--init_path", "nowhere"], "--init_path nowhere: no such file or folder"),
     "no run": (["--load_path", "tests"], "--load_path tests: not a run folder"),
-    "not UTF-8": (["--test_file", "a\udcff.json"], r"--test_file: 'a\udcff.json': not UTF-8"),
-    "long seed": (["--seed", "9" * 30], "--seed: "),
-    "meta": (["--device", "meta"], "--device meta: neither cpu nor cuda"),
-    "small U-Net": (
-        ["--backbone", "docunet", "--down_dim", "1"],
-        "--down_dim: 1: expected int >= 2",
-    ),
-    "load_path": (["--load_path", "nothing.pt"], "--load_path nothing.pt: no such file"),
 }
 
 
@@ -288,12 +270,6 @@ def test_what_is_trained_on_keeps_its_settings(demo, finished, tmp_path):
     for name in ("emb_size", "model_name_or_path"):
         assert args[name] == of_source[name] != getattr(Options(), name)
     assert read(output / "config.json")["encoder"] == config["encoder"]
-
-
-def test_weights_of_another_backbone_are_refused(demo, finished, tmp_path):
-    with pytest.raises(InputError, match="model.safetensors: does not fit the model"):
-        more = "--init_path", str(finished), "--backbone", "kd_docre"
-        train.main(flags(demo, tmp_path / "a", *more))
 
 
 @pytest.mark.parametrize("name", BAD_RUNS)
@@ -383,13 +359,6 @@ def test_frequent_relations_of_another_corpus(demo, tmp_path):
     assert expected["freq_f1"] > 0 and expected["long_tail_f1"] > 0
     test = read(run / "results.json")["test"]
     assert {name: test[name] for name in expected} == pytest.approx(expected)
-
-
-def test_vocabulary_must_fit_the_tokenizer(demo, tmp_path):
-    small_encoder(vocab_size=50).save_pretrained(tmp_path)
-    more = ["--model_name_or_path", str(tmp_path), "--tokenizer_name", str(demo / "encoder")]
-    with pytest.raises(InputError, match="tokenizer: id .* is none of the encoder's 50"):
-        train.main(flags(demo, tmp_path / "run", *more))
 
 
 def test_encoder_type_must_agree(demo, tmp_path):
