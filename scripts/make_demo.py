@@ -384,14 +384,15 @@ def make_encoder(vocabulary, folder, seed):
     model.save_pretrained(folder)
 
 
-def main():
+def main(argv=None):
+    """Write the three splits and the encoder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--num_train", type=int, default=400)
     parser.add_argument("--num_dev", type=int, default=60)
     parser.add_argument("--num_test", type=int, default=100)
     parser.add_argument("--seed", type=int, default=66)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     sizes = {"train": args.num_train, "dev": args.num_dev, "test": args.num_test}
     if sum(sizes.values()) > 4000:
         parser.error("more than 4000 documents: there are not many more names of films and towns")

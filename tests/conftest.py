@@ -8,15 +8,15 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+import make_demo
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -49,9 +49,6 @@ def shared(name):
     if not path.exists():
         pytest.skip(f"needs {name} of SHARED_DIR, which is not here")
     return path
-
-
-NO_TEST = pytest.fail.Exception, pytest.skip.Exception
 
 
 def lacking(what):
@@ -192,13 +189,14 @@ def data(tmp_path_factory):
     return folder
 
 
+DEMO_SIZES = "--num_train", "16", "--num_dev", "4", "--num_test", "4"
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """The demo's corpus and encoder, cut down."""
     folder = tmp_path_factory.mktemp("demo")
-    sizes = ["--num_train", "16", "--num_dev", "4", "--num_test", "4"]
-    command = [sys.executable, str(ROOT / "scripts/make_demo.py"), "--output_dir", str(folder)]
-    subprocess.run([*command, *sizes], check=True, capture_output=True)
+    make_demo.main([*DEMO_SIZES, "--output_dir", str(folder)])
     return folder
 
 

@@ -5,31 +5,30 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, read
+from conftest import DEMO_SIZES, ROOT, make_demo, read
 from transformers import AutoModel, AutoTokenizer
 
 from inputs.documents import read_documents
 from prepro import read_docred
 
 
-def make(folder, hash_seed, *sizes):
-    command = [sys.executable, str(ROOT / "scripts/make_demo.py"), "--output_dir", str(folder)]
-    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
-    subprocess.run([*command, *sizes], check=True, capture_output=True, env=environment)
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    make_demo.main(["--output_dir", str(folder)])
     return folder
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("demo"), "0")
-
-
-def test_same_seed_same_bytes(corpus, tmp_path):
-    make(tmp_path / "again", "5")
-    files = [path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file()]
+@pytest.mark.slow
+def test_same_seed_same_bytes(demo, tmp_path):
+    """In another process, whose sets are in another order."""
+    command = [sys.executable, str(ROOT / "scripts/make_demo.py"), *DEMO_SIZES]
+    environment = os.environ | {"PYTHONHASHSEED": "5"}
+    subprocess.run([*command, "--output_dir", str(tmp_path)], check=True, env=environment)
+    files = [path.relative_to(demo) for path in demo.rglob("*") if path.is_file()]
     assert len(files) >= 7
     for file in files:
-        assert (corpus / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+        assert (demo / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
 def test_corpus_looks_like_redocred(corpus):
