@@ -184,14 +184,3 @@ def assert_shows(browser, document, relation):
         assert text in shown["detail"]
     sign = "above" if relation["score"] > 0 else "below"
     assert f"{abs(relation['score']):.2f}, {sign} the threshold" in shown["detail"]
-
-
-def luminance(colour):
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in channels]
-    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(colour, other):
-    low, high = sorted((luminance(colour), luminance(other)))
-    return (high + 0.05) / (low + 0.05)

@@ -2,7 +2,7 @@
 
 import random
 
-from browser import HOSTILE, assert_shows, contrast, fact, labelled, mention_texts, plain, state
+from browser import HOSTILE, assert_shows, fact, labelled, mention_texts, state
 from conftest import make_document
 
 from viewing import page
@@ -82,15 +82,6 @@ def test_graph_is_that_of_the_record(browser, written):
     assert browser.value(colour.format(".edge")) == browser.value(colour.format(".fact .status"))
 
 
-def test_arrow_heads_point_at_the_tails(browser, written):
-    browser.open(written, GRAPH)
-    for i, (_, _, tail) in enumerate(edges(browser)):
-        (tip,) = boxes(browser, f'[data-edge="{i}"] .tip')
-        (label,) = boxes(browser, f'[data-node="{tail.split()[1]}"] rect')
-        assert tip[0] <= label[2] + 1 and label[0] <= tip[2] + 1
-        assert tip[1] <= label[3] + 1 and label[1] <= tip[3] + 1
-
-
 def test_which_view_comes_first_and_that_the_address_keeps_it(browser, written):
     def shown():
         height = "document.getElementById('{}').offsetHeight > 0"
@@ -158,24 +149,6 @@ def test_a_node_shows_its_relations_alone(browser, written):
     assert browser.texts("mark.lit") == [] and browser.texts(".edge.on, .fact.dim") == []
 
 
-def test_graph_by_keyboard(browser, written):
-    document, record = labelled()
-    browser.open(written, GRAPH)
-    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp"):
-        browser.press(key)
-    assert_shows(browser, document, record["relations"][1])
-    focus = "getComputedStyle(document.querySelector('.edge:focus-visible .area')).stroke"
-    assert browser.value(focus) == "rgb(188, 211, 242)"
-    browser.press("Enter")
-    browser.point("h1")
-    assert "relation=1" in browser.value("location.hash")
-    browser.press("Escape")
-    assert state(browser)["head"] == [] and "relation" not in browser.value("location.hash")
-    browser.value("document.querySelectorAll('.node')[0].focus()")
-    browser.press("Enter")
-    assert browser.texts("mark.lit")
-
-
 def test_labels_lie_apart(browser, tmp_path):
     document, record = connected(20, 35)
     for k, mentions in enumerate(document["vertexSet"]):
@@ -190,27 +163,6 @@ def test_labels_lie_apart(browser, tmp_path):
     assert_apart(browser)  # laid out anew
     size = "document.querySelector('.node text').getScreenCTM().a * 12"
     assert browser.value(size) >= 11
-
-
-def test_relations_of_one_pair_stay_apart(browser, tmp_path):
-    document = plain()[0]
-    ends = [(0, 1)] * 3 + [(1, 0)] * 2 + [(2, 2)] * 2
-    relations = [fact(*pair, f"P{k}", 9 - k) for k, pair in enumerate(ends)]
-    browser.open(written_page(tmp_path, document, {"title": "", "relations": relations}))
-    for i in range(len(ends)):
-        browser.click(f'[data-edge="{i}"]')
-        assert f"relation={i}" in browser.value("location.hash")
-    assert_apart(browser)
-
-
-def test_lines_stay_inside(browser, tmp_path):
-    document, record = connected(12, 24)
-    record["relations"] += [fact(e, e, "P1", 1.0) for e in range(12)]
-    browser.open(written_page(tmp_path, document, record))
-    (frame,) = boxes(browser, "#drawing")
-    for line in boxes(browser, ".edge .line"):
-        assert frame[0] <= line[0] and frame[1] <= line[1]
-        assert line[2] <= frame[2] and line[3] <= frame[3]
 
 
 def test_more_entities_than_are_readable(browser, tmp_path):
@@ -262,37 +214,3 @@ def test_on_a_phone(browser, written):
     cut = "[...document.querySelectorAll('.fact span')].filter(x => x.scrollWidth > x.clientWidth)"
     assert browser.value(cut + ".filter(x => x.clientWidth).length") == 0
     browser.resize(1366, 768)
-
-
-def test_print(browser, written):
-    """Text, graph and list in this order, whole, without what cannot be pressed on paper."""
-    browser.resize(794, 1123)
-    for fragment in (GRAPH, LIST):
-        browser.open(written, fragment + "&relation=0")
-        browser("Emulation.setEmulatedMedia", media="print")
-        parts = boxes(browser, "article, #graph, #list")
-        assert all(bottom - top > 100 for _, top, _, bottom in parts)
-        assert all(a[3] <= b[1] + 1 for a, b in zip(parts, parts[1:], strict=False))
-        hidden = boxes(browser, "header, #filters, #views, button:not(.fact), select")
-        assert all(box == [0, 0, 0, 0] for box in hidden)
-        assert len(boxes(browser, ".fact")) == 6
-        boxed = "[...document.querySelectorAll('article, aside, #facts, .fact span')]"
-        scrolls = ".filter(x => getComputedStyle(x).overflow !== 'visible').length"
-        assert browser.value(boxed + scrolls) == 0
-        browser("Emulation.setEmulatedMedia", media="")
-    browser.resize(1366, 768)
-
-
-def test_contrast_of_the_graph(browser, written):
-    """Of the labels at rest, beside a chosen relation, beside a chosen entity."""
-    browser.open(written, GRAPH)
-    for click in (None, '[data-edge="0"]', '[data-node="4"]'):
-        if click:
-            browser.click(click)
-        pairs = browser.value(
-            "[...document.querySelectorAll('.node')].map(n => ['text', 'rect'].map("
-            "x => getComputedStyle(n.querySelector(x)).fill.match(/\\d+/g)))"
-        )
-        for pair in pairs:
-            text, box = ("#" + "".join(f"{int(x):02x}" for x in channels) for channels in pair)
-            assert contrast(text, box) > 4.5

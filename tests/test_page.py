@@ -1,35 +1,20 @@
 """The page of relations as a list, in a real browser (CHROMIUM names one); skipped without one."""
 
-import base64
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
-import pytest
 from browser import (
     HOSTILE,
     assert_shows,
-    contrast,
-    find_browser,
     labelled,
     plain,
     state,
 )
-from conftest import NO_TEST, REL2ID
+from conftest import REL2ID
 
 from inputs.span_documents import as_docred
 from viewing import page
-
-
-def test_a_missing_browser_fails_under_ci_alone(monkeypatch):
-    monkeypatch.delenv("CHROMIUM", raising=False)
-    monkeypatch.setenv("PATH", "")
-    for setting, outcome in zip(("true", ""), NO_TEST, strict=True):
-        monkeypatch.setenv("CI", setting)
-        with pytest.raises(NO_TEST, match="needs a Chromium") as raised:
-            find_browser()
-        assert raised.type is outcome
 
 
 def test_selecting_a_relation_by_mouse(browser, written):
@@ -146,15 +131,6 @@ def test_hostile_text_stays_text(browser, tmp_path):
     assert browser.value("document.scripts.length") == 2
 
 
-def test_document_without_anything(browser, tmp_path):
-    document = as_docred({"text": "", "entities": []}, 0, REL2ID)
-    page.write_page(tmp_path / "page.html", [(document, {"title": "", "relations": []})], 1)
-    browser.open(tmp_path / "page.html")
-    assert browser.texts("article h2") == ["document 0"]
-    assert browser.texts("#facts") == ["No relation was found."]
-    assert browser.texts("#extent") == ["1 document"]
-
-
 def test_nothing_is_asked_of_the_network(browser, written):
     browser.open(written)
     browser.click('[data-fact="0"]')
@@ -162,28 +138,6 @@ def test_nothing_is_asked_of_the_network(browser, written):
     assert len({x.split("#")[0] for x in browser.requests}) <= 1
     text = written.read_text()
     assert not re.search(r"""https?://|\bsrc=|@import|url\(|<link""", text)
-
-
-def test_fits_the_window(browser, written):
-    """No scroll bars of the whole page, nothing beside it, text of enough contrast."""
-    browser.open(written)
-    browser.click('[data-fact="0"]')
-    assert browser.value("document.documentElement.scrollHeight <= innerHeight")
-    assert browser.value("document.documentElement.scrollWidth <= innerWidth")
-    picture = base64.b64decode(browser("Page.captureScreenshot")["data"])
-    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) > 20_000
-
-
-def test_contrast_of_colours():
-    """At least 4.5 to 1 of text, as WCAG asks for."""
-    text = page.TEMPLATE.read_text()
-    tints = re.findall(r'\["(#\w{6})", "#\w{6}"\]', text)
-    assert len(tints) == 6 and all(contrast("#14181d", tint) > 7 for tint in tints)
-    variables = dict(re.findall(r"--(\w+): (#\w{6})", text))
-    assert all(contrast("#ffffff", variables[name]) > 4.5 for name in ("head", "tail", "quiet"))
-    assert all(contrast(variables["quiet"], tint) > 4.5 for tint in tints)  # the legend
-    statuses = re.findall(r"\.status \{ color: (#\w{6})", text)
-    assert len(statuses) == 3 and all(contrast("#eaf1fb", colour) > 4.5 for colour in statuses)
 
 
 class Data(HTMLParser):
@@ -228,8 +182,3 @@ def test_runs_of_nested_and_overlapping_mentions():
     assert page._runs(document, 0) == expected
     docred = {name: document[name] for name in ("sents", "vertexSet")}
     assert page._runs(docred, 0) == expected
-
-
-def test_limit_of_documents(tmp_path):
-    assert Path(page.TEMPLATE).read_text().count("PAGE_DATA") == 1
-    assert page.LIMIT == 50
