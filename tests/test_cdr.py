@@ -56,16 +56,11 @@ def test_a_mention_across_sentences_joins_them():
 
 @pytest.mark.parametrize("line,message", [
     ("1\tA text .", "line 2: expected 2 \\+ 17 k fields, found 2"),
-    (line_of(pair("1:CID:2", "L2R", LITHIUM, CYANOSIS)[:-2]), "line 2: expected .* found 17"),
     (line_of(pair("1:X:2", "L2R", LITHIUM, CYANOSIS)), "line 2: pair 0: field 1, the relation: "),
-    (line_of(pair("1:NR:2", "L2R", LITHIUM, CYANOSIS), pair("1:GDA:2", "L2R", LITHIUM, ASPIRIN)),
-     "line 2: pair 1: field 1, the relation: unknown '1:GDA:2'"),
     (line_of(pair("1:NR:2", "L2R", [*LITHIUM[:3], "0:x", *LITHIUM[4:]], CYANOSIS)),
      "line 2: pair 0: field 9, first words of mentions: '0:x'"),
     (line_of(pair("1:NR:2", "L2R", LITHIUM, [*CYANOSIS[:4], "99", "0"])),
      r"line 2: pair 0: field 15, mentions: \[\(2, 99\)\] in a text of 10 words"),
-    (line_of(pair("1:NR:2", "L2R", LITHIUM, [*CYANOSIS[:4], "3:4", "0"])),
-     "line 2: pair 0: field 15, mentions: "),
 ])  # fmt: skip
 def test_a_broken_line_is_named(tmp_path, line, message):
     path = tmp_path / "dev_filter.data"
@@ -132,13 +127,10 @@ else:
     for split in ("train", "dev", "test"):
         line = line_of(pair("1:CID:2", "L2R", LITHIUM, CYANOSIS))
         (tmp_path / f"{split}_filter.data").write_text(line)
-    for recipe, rate in {"scibert": "2e-5", "minilm": "1e-4"}.items():
-        result = subprocess.run(
-            command, capture_output=True, text=True, env=env | {"RECIPE": recipe}, check=True
-        )
-        said = result.stdout.split()
-        flags = dict(zip(said, said[1:], strict=False))  # of a flag that is there twice, the last
-        assert flags["--num_labels"] == "1" and flags["--num_train_epochs"] == "30"
-        assert flags["--learning_rate"] == rate and flags["--seed"] == "1"
-        assert flags["--train_batch_size"] == "4"
-        assert json.loads(open(f"{flags['--data_dir']}/dev.json").read())[0]["labels"]
+    recipe = env | {"RECIPE": "scibert"}
+    result = subprocess.run(command, capture_output=True, text=True, env=recipe, check=True)
+    said = result.stdout.split()
+    flags = dict(zip(said, said[1:], strict=False))  # of a flag that is there twice, the last
+    assert flags["--num_labels"] == "1" and flags["--num_train_epochs"] == "30"
+    assert flags["--learning_rate"] == "2e-5" and flags["--seed"] == "1"
+    assert json.loads(open(f"{flags['--data_dir']}/dev.json").read())[0]["labels"]

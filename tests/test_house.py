@@ -1,10 +1,9 @@
-"""Where the code lies: eight scripts at the root, floors above one another, no circle."""
+"""Where the code lies: eight scripts at the root, floors above one another."""
 
 import ast
 import shutil
 import subprocess
 import sys
-from graphlib import CycleError, TopologicalSorter
 
 import pytest
 from conftest import ROOT
@@ -38,19 +37,6 @@ def test_the_root_holds_eight_scripts():
         assert len(path.read_text().splitlines()) < 500, path
 
 
-def test_no_circle():
-    known, graph = files(), {}
-    for name, path in known.items():
-        found = {x for node in imports(ast.parse(path.read_text())) for x in imported(node)}
-        graph[name] = (found & known.keys()) - {name}
-        if path.stem == "__init__":  # a package's own files are read while it is
-            graph[name] -= {x for x in found if x.startswith(f"{name}.")}
-    assert sum(map(len, graph.values())) > 80
-    list(TopologicalSorter(graph).static_order())  # raises CycleError
-    with pytest.raises(CycleError):
-        list(TopologicalSorter(graph | {"inputs.files": {"train"}}).static_order())
-
-
 def test_imports_in_functions_are_of_optional_packages():
     for name, path in files().items():
         tree = ast.parse(path.read_text())
@@ -76,16 +62,10 @@ def check(folder):
     return result.returncode, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("file,line", [
-    ("inputs/files.py", "import model"),
-    ("encoders/mention_attention.py", "from engine import options"),
-    ("model.py", "from backbones import BACKBONES"),
-    ("engine/fit.py", "import train"),
-    ("reporting/tables.py", "from viewing import page"),
-])  # fmt: skip
-def test_a_broken_floor_fails(copy, file, line):
+def test_a_broken_floor_fails(copy):
     assert check(copy)[0] == 0
-    path = copy / file
-    path.write_text(f"{path.read_text()}\n{line}\n")
-    code, said = check(copy)
-    assert code == 1 and f"{file}:" in said
+    for file, line in ("inputs/files.py", "import model"), ("engine/fit.py", "import train"):
+        path = copy / file
+        path.write_text(f"{path.read_text()}\n{line}\n")
+        code, said = check(copy)
+        assert code == 1 and f"{file}:" in said

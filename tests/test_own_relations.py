@@ -95,6 +95,7 @@ def text_of(number, labelled=True):
     return document | ({"labels": [{"h": 0, "t": 1, "r": relation}]} if labelled else {})
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page(demo, tmp_path):
     """docs/data.md, "From a text to a model": its very commands and examples, with a small encoder
     for a short time."""

@@ -72,6 +72,7 @@ def test_the_model_knows_relations(extractor):
     assert len(found) < 8
 
 
+@pytest.mark.slow
 def test_the_model_on_official_documents(extractor):
     """The first 40 of the test split; the whole split has 62.8 F1."""
     documents = read_documents(shared("redocred-992/test_revised.json"))[:40]

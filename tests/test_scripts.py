@@ -134,13 +134,6 @@ def test_an_environment_cut_off_in_the_making_is_made_again(fresh, fault, code):
     assert result.stdout == "ran\n" and steps == ["venv", "pip"]
 
 
-def test_an_environment_whose_python_is_gone_is_installed_anew(fresh, tmp_path):
-    fresh()
-    (tmp_path / "repo/.venv/bin/python").unlink()
-    result, steps, _ = fresh()
-    assert result.stdout == "ran\n" and steps == ["venv", "pip"]
-
-
 @pytest.fixture
 def table3(data, tmp_path):
     """What starts run_table3.sh, train.py being a stub, and the finished run that it copies."""
@@ -164,6 +157,7 @@ def table3(data, tmp_path):
     return start, run
 
 
+@pytest.mark.slow
 def test_runs_at_once(table3, tmp_path):
     start, _ = table3
     result = start(JOBS="2", SLEEP="1")
@@ -184,6 +178,7 @@ def test_runs_at_once(table3, tmp_path):
     assert result.returncode == 2 and "error: JOBS=0: not a number of runs at once" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_all_runs_and_all_go_on_later(table3, tmp_path):
     start, _ = table3
     process = start(subprocess.Popen, JOBS="2", SLEEP="60")
@@ -204,11 +199,12 @@ def test_an_interrupt_ends_all_runs_and_all_go_on_later(table3, tmp_path):
     assert "4 runs, 4 to do" in result.stdout and result.stdout.count(": test F1 ") == 4
 
 
+@pytest.mark.slow
 def test_run_table3(table3, tmp_path):
     start, run = table3
     shutil.copytree(run, tmp_path / "out/ATL-seed1")
     first = (tmp_path / "out/ATL-seed1/results.json").stat().st_mtime_ns
-    others = ["PMTEM:e0.1,0.5", "PMTEM:e1,1", "NCRL:s0.05", "ATGL:w4"]
+    others = ["PMTEM:w0.1,0.5", "PMTEM:w1,1", "NCRL:s0.05", "ATGL:w4"]
     result = start(LOSSES=" ".join(["ATL HingeABL:joint:m3 HingeABL:m5 AML", *others]))
     lines = [x for x in result.stdout.splitlines() if x[0] == "["]
     assert result.returncode == 1 and result.stderr.strip() == "failed: AML-seed1 AML-seed5"
@@ -230,7 +226,7 @@ def test_run_table3(table3, tmp_path):
         for x in group["tables"]
     }
     assert seeds["Table 3"] == {x: [1, 5] for x in ("ATL", "HingeABL", "HingeABL:joint:m3")}
-    later = ["PMTEM", "PMTEM:e0.1,0.5", "NCRL:s0.05", "ATGL:w4"]
+    later = ["PMTEM", "PMTEM:w0.1,0.5", "NCRL:s0.05", "ATGL:w4"]
     assert seeds["Other losses"] == {x: [1, 5] for x in later}
     result = start(LOSSES="ATL:m3")
     assert result.returncode == 2 and "error: LOSSES: ATL:m3: :m3 is unknown" in result.stderr
@@ -238,6 +234,7 @@ def test_run_table3(table3, tmp_path):
     assert result.returncode == 2 and "error: HingeABL seed 1 is asked for twice" in result.stderr
 
 
+@pytest.mark.slow
 def test_run_table2(table3, tmp_path):
     start, _ = table3
     backbones = "docunet kd_docre dreeam:e0.1"
@@ -257,15 +254,14 @@ def test_run_table2(table3, tmp_path):
         assert result.returncode == 2 and f"error: BACKBONES: {name}" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "minilm"])
-def test_gpus_are_processes(tmp_path, name):
+def test_gpus_are_processes(tmp_path):
     stub = tmp_path / "python"
     stub.write_text('#!/usr/bin/env bash\necho "$@"\n')
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
 
     def started(**more):
         env = os.environ | {"PYTHON": str(stub), "ENCODER": "e"} | more
-        command = ["bash", str(ROOT / f"scripts/run_{name}.sh"), "--data_dir", str(tmp_path)]
+        command = ["bash", str(ROOT / "scripts/run_minilm.sh"), "--data_dir", str(tmp_path)]
         return subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
 
     plain = started()
