@@ -14,7 +14,6 @@ from backbones.kd_docre import AxialTransformer
 from evaluation import evaluate
 from inputs.documents import check_document, read_documents
 from inputs.files import InputError
-from inputs.span_documents import as_docred
 from losses import get_loss
 from predict import RelationExtractor
 from prepro import docred_features, pairs_of
@@ -37,16 +36,6 @@ def documents_of(*counts):
         x if count is None else with_candidates(x, count)
         for x, count in zip(documents, counts, strict=True)
     ]
-
-
-def test_all_pairs_as_candidates_are_no_candidates(tokenizer):
-    """In features, but for the pairs themselves, and in the batch to the last bit."""
-    (document,) = documents_of(None)
-    every = [[h, t] for h in range(5) for t in range(5) if h != t]
-    plain, named = docred_features([document, document | {"candidates": every}], tokenizer)
-    assert named.pop("pairs").tolist() == every and named.keys() == plain.keys()
-    ours, theirs = (collate([x], TOKENS) for x in (plain, plain | {"pairs": np.array(every)}))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_batch_has_the_candidates_and_their_labels(tokenizer):
@@ -152,26 +141,15 @@ def test_training_scores_and_predicts_candidates_alone(demo, tmp_path):
 
 @pytest.mark.parametrize("candidates,message", [
     ([[0, 5]], r"candidates\[0\]: \[0, 5\]: not two of 5 entities"),
-    ([[0, 1], [-1, 2]], r"candidates\[1\]: \[-1, 2\]: not two of 5 entities"),
     ([[0, 1], [2, 2]], r"candidates\[1\]: \[2, 2\]: an entity and itself"),
     ([[0, 1], [1, 0], [0, 1]], r"candidates\[2\]: \[0, 1\]: is there twice"),
-    ([[0, 1, 2]], r"candidates\[0\]: "),
     ([[0, "1"]], r"candidates\[0\]\[1\]: expected int"),
-    ({}, "candidates: expected list"),
 ])  # fmt: skip
 def test_bad_candidates_are_one_line(tmp_path, candidates, message):
     (document,) = documents_of(None)
     (tmp_path / "dev.json").write_text(json.dumps([document | {"candidates": candidates}]))
     with pytest.raises(InputError, match=f'dev.json: document 0 "Doc 0": {message}'):
         read_documents(tmp_path / "dev.json")
-
-
-def test_text_with_spans_and_candidates():
-    text = {"text": "Ada left Paris.", "candidates": [[1, 0]]}
-    text["entities"] = [[{"start": 0, "end": 3}], [{"start": 9, "end": 14}]]
-    assert as_docred(text, 0, REL2ID)["candidates"] == [[1, 0]]
-    with pytest.raises(InputError, match=r"candidates\[0\]: \[1, 2\]: not two of 2 entities"):
-        as_docred(text | {"candidates": [[1, 2]]}, 0, REL2ID)
 
 
 def test_markers_of_their_own(tokenizer):

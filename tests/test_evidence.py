@@ -95,10 +95,9 @@ def test_shares_are_the_same_alone_and_in_a_batch(tokenizer, backbone):
         assert (shares.sum(1) < 1 + 1e-9).all() and shares.max() > 0.1
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_an_encoder_of_fewer_layers_than_dreeam_averages(tokenizer, num_layers):
+def test_an_encoder_of_fewer_layers_than_dreeam_averages(tokenizer):
     """All that it has are averaged, the CPU's way and a GPU's."""
-    model = small_model(backbone="dreeam", num_hidden_layers=num_layers).double()
+    model = small_model(backbone="dreeam", num_hidden_layers=2).double()
     batch = collate(docred_features([document_of(1)], tokenizer), TOKENS, sentences=True)
     del batch["labels"]
     with torch.no_grad():
@@ -136,30 +135,6 @@ def test_evidence_loss_against_slow_version():
     loss.backward()
     assert loss.item() == pytest.approx(-math.log(1e-30), rel=1e-6) and cut.grad.isfinite().all()
     assert evidence_loss(shares[:0], counts[:0]).item() == 0
-
-
-def test_gradients_of_the_evidence_loss(tokenizer):
-    """Of the attention that makes the shares, by gradcheck."""
-    from model import sentence_attention
-
-    features = docred_features([document_of(1, 3, 3)], tokenizer)
-    batch = collate(features, TOKENS, sentences=True, evidence=True)
-    generator = torch.Generator().manual_seed(0)
-    length = batch["sentences"].shape[1]
-    attention = torch.rand(1, 3, 2, length, generator=generator, dtype=torch.float64)
-    counts = batch["evidence"].double()
-    assert counts.sum() > 0
-
-    def loss(x):
-        shares = sentence_attention(x, batch["sentences"].double(), batch["pairs"], 1e-30)
-        v = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        return -(v * shares.log()).sum()
-
-    assert torch.autograd.gradcheck(loss, attention.requires_grad_(), atol=1e-4)
-    exact = torch.autograd.grad(loss(attention), attention)[0]
-    shares = sentence_attention(attention, batch["sentences"].double(), batch["pairs"], 1e-30)
-    (ours,) = torch.autograd.grad(evidence_loss(shares, counts), attention)
-    assert torch.allclose(ours, exact, rtol=1e-5, atol=1e-7)
 
 
 def test_a_step_of_two_batches_is_a_step_of_one(tokenizer):

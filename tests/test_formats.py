@@ -71,16 +71,6 @@ def test_graphml_opens_in_networkx(records, tmp_path):
         assert node["name"] == formats.NOT_XML.sub("\ufffd", x["head"]["name"])
 
 
-def test_half_a_character_is_written(tmp_path):
-    end = {"entity": 0, "name": HOSTILE, "mentions": [{"type": HOSTILE}]}
-    fact = {"head": end, "tail": end | {"entity": 1}, "relation": "P17", "name": HOSTILE}
-    record = {"title": HOSTILE, "relations": [fact | {"score": 1.0, "evidence": [0, 2]}]}
-    for form in formats.FORMATS:
-        predict.write_output([record], tmp_path / form, form)
-        assert (tmp_path / form).read_text("utf-8")
-    assert networkx.read_graphml(tmp_path / "graphml").number_of_nodes() == 2
-
-
 def test_carriage_returns_are_kept_and_formulas_are_text(tmp_path):
     end = {"entity": 0, "name": "a\rb", "mentions": [{"type": "c\rd"}]}
     fact = {"head": end, "tail": end | {"entity": 1, "name": "-1"}, "relation": "@r", "name": "+n"}

@@ -16,7 +16,7 @@ from encoders.loading import build_encoder, check_precision, window_size
 from engine.checkpoint import load_state, load_weights, sizes_of
 from engine.run_folder import load_model, save_config, save_weights
 from inputs.files import InputError
-from model import entity_embeddings, grouped_bilinear, new_model
+from model import entity_embeddings, grouped_bilinear
 from prepro import docred_features
 from utils import collate, window_starts
 
@@ -164,20 +164,6 @@ def test_windows_cover_long_documents(num_special):
         assert len(starts) == (1 if length <= 32 else 2) or length > 64
 
 
-def test_attention_of_a_long_document_sums_to_one():
-    model = small_model(max_position_embeddings=128)
-    batch = collate(features_of((8, 40)), TOKENS, size=128)
-    names = ("input_ids", "attention_mask", "mention_pos")
-    windows = {k: v for k, v in batch.items() if k.startswith("window") or k == "doc_mask"}
-    assert len(windows) == 4 and len(batch["window_doc"]) > 3
-    with torch.no_grad():
-        tokens, rows = model.encode(*(batch[name] for name in names), windows)
-    real = batch["entity_mentions"].any(1)
-    assert torch.allclose(rows.sum(-1)[real], torch.ones(()), atol=1e-4)
-    length = len(features_of((8, 40))[0]["input_ids"])
-    assert (tokens[0, :length].abs().sum(1) > 0).all()
-
-
 def test_windows_of_a_long_document_against_a_slow_version():
     """Window by window: which tokens are its own, and what they attend to."""
     model = small_model(max_position_embeddings=32).double()
@@ -219,14 +205,6 @@ def test_entity_embeddings_of_large_numbers():
         assert torch.allclose(found[doc, entity], expected)
 
 
-def test_blocks_add_up_in_float32():
-    """Under autocast, also without a bias."""
-    z = torch.randn(2, 5, 512, generator=torch.manual_seed(0)).unbind()
-    linear = torch.nn.Linear(512 * 4, 3, bias=False)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert grouped_bilinear(*z, linear, 4).dtype == torch.float32
-
-
 def test_grouped_bilinear_gradients():
     torch.manual_seed(0)
     linear = torch.nn.Linear(8 * 4, 5).double()
@@ -241,33 +219,17 @@ def test_grouped_bilinear_gradients():
     assert torch.allclose(grouped_bilinear(*z, linear, 4), expected)
 
 
-@pytest.mark.parametrize("config", [
-    {"model_type": "t5", "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 32, "d_kv": 16},
-    {"model_type": "fnet", "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32},
-])  # fmt: skip
-def test_encoder_without_attention_is_refused_by_name(config):
-    with pytest.raises(InputError, match=f"a {config['model_type']} model does not return"):
-        build_encoder("", config | {"vocab_size": 50}, weights=False)
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
-def test_a_decoder_is_refused(kind):
+def test_encoders_without_attention_and_decoders_are_refused():
+    """Of the last the configuration does not say that it is a decoder."""
+    small = {"model_type": "fnet", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 50}
+    with pytest.raises(InputError, match="a fnet model does not return"):
+        build_encoder("", small | {"intermediate_size": 32}, weights=False)
     with pytest.raises(InputError, match="a decoder"):
-        small_encoder(kind, is_decoder=True)
-
-
-def test_a_decoder_is_refused_by_what_it_does():
-    """Its configuration does not say that it is one."""
+        small_encoder(is_decoder=True)
     small = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2, "num_key_value_heads": 2, "model_type": "llama"}
     with pytest.raises(InputError, match="a llama model is a decoder"):
         build_encoder("", small, weights=False)
-
-
-def test_windows_of_an_encoder_that_counts_positions_from_its_padding():
-    for kind in ("roberta", "mpnet"):
-        config = AutoConfig.for_model(kind, max_position_embeddings=66, pad_token_id=1)
-        assert window_size(config) == 64
 
 
 def test_the_first_deberta_computes_in_fp32():
@@ -307,17 +269,11 @@ def test_encoder_whose_weights_hold_a_part_that_the_model_lacks_is_refused(tmp_p
         build_encoder(str(tmp_path))
 
 
-def test_missing_encoder_is_one_line(tmp_path):
-    with pytest.raises(InputError) as error:
-        build_encoder(str(tmp_path / "nothing"))
-    assert "nothing: cannot be loaded" in str(error.value) and "\n" not in str(error.value)
-
-
 def test_window_size():
     assert window_size(small_encoder(max_position_embeddings=512).config) == 512
-    roberta = small_encoder("roberta", max_position_embeddings=514, pad_token_id=1)
-    assert window_size(roberta.config) == 512
-    assert window_size(small_encoder(max_position_embeddings=64).config) == 64
+    for kind in ("roberta", "mpnet"):  # they count positions from the padding's id
+        config = AutoConfig.for_model(kind, max_position_embeddings=514, pad_token_id=1)
+        assert window_size(config) == 512
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -375,22 +331,8 @@ def test_sizes_are_read_from_a_checkpoint(tmp_path, backbone, sizes):
     assert sizes_of(load_state(tmp_path / "some.pt"), backbone) == sizes
 
 
-@pytest.mark.parametrize("backbone,first", [
-    ("docunet", "liner.weight is missing"),
-    ("kd_docre", "projection.weight is missing"),
-])  # fmt: skip
-def test_checkpoint_of_another_backbone_is_refused(tmp_path, backbone, first):
+def test_checkpoint_of_another_backbone_is_refused(tmp_path):
     torch.save(small_model().state_dict(), tmp_path / "atlop.pt")
-    assert sizes_of(load_state(tmp_path / "atlop.pt"), backbone).get("down_dim") is None
-    with pytest.raises(InputError, match=f"atlop.pt: does not fit the model: .*{first}"):
-        load_weights(small_model(backbone=backbone), tmp_path / "atlop.pt")
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="width 36 is not a multiple of 8"):
-        small_model(backbone="kd_docre", hidden_size=36)
-
-
-def test_emb_size_must_fit_the_blocks():
-    with pytest.raises(ValueError, match="emb_size 70"):
-        new_model(small_encoder(), emb_size=70)
+    assert sizes_of(load_state(tmp_path / "atlop.pt"), "docunet").get("down_dim") is None
+    with pytest.raises(InputError, match="atlop.pt: does not fit the model: .*liner.weight is mis"):
+        load_weights(small_model(backbone="docunet"), tmp_path / "atlop.pt")

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from backbones import BACKBONES
-from encoders.loading import build_encoder, load_tokenizer
+from encoders.loading import build_encoder
 from engine.run_folder import load_model
 from inputs.files import InputError
 from model import ATLOP, DocREConfig, DocREModel, new_model
@@ -78,15 +78,6 @@ def test_weights_in_several_files(folder, tokenizer, tmp_path):
         load_model(tmp_path)
 
 
-def test_an_encoder_with_weights_keeps_them(tmp_path):
-    """Neither transformers nor the model around it may draw new ones."""
-    encoder = small_model().model
-    encoder.save_pretrained(tmp_path)
-    model = new_model(build_encoder(str(tmp_path)), emb_size=64)
-    for name, tensor in encoder.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[f"model.{name}"])
-
-
 def test_a_model_over_an_encoder_in_half_precision_comes_back_whole(tokenizer, tmp_path):
     small_model().model.half().save_pretrained(tmp_path / "encoder")
     model = new_model(build_encoder(str(tmp_path / "encoder")), emb_size=64).eval()
@@ -100,12 +91,6 @@ def test_a_model_over_an_encoder_in_half_precision_comes_back_whole(tokenizer, t
         assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
 
 
-def test_relations_called_as_transformers_would_call_them(tokenizer, tmp_path):
-    rel2id = {"LABEL_0": 0, "LABEL_1": 1}
-    save_run(small_model(settings={"rel2id": rel2id}), tokenizer, tmp_path)
-    assert load_model(tmp_path).config.label2id == rel2id
-
-
 def test_own_relations_and_the_backbone_that_is_unknown_yet(folder):
     config = DocREConfig(read(folder / "config.json")["encoder"], emb_size=64)
     config = DocREConfig(config.encoder, label2id={"no": 0, "likes": 1}, emb_size=64)
@@ -115,6 +100,7 @@ def test_own_relations_and_the_backbone_that_is_unknown_yet(folder):
         DocREModel(config)
 
 
+@pytest.mark.slow
 def test_a_process_that_has_imported_model_alone(folder, tokenizer, extractor):
     code = (
         "import sys, torch; from transformers import AutoModel, AutoTokenizer; import model; "
@@ -127,11 +113,6 @@ def test_a_process_that_has_imported_model_alone(folder, tokenizer, extractor):
     subprocess.run([sys.executable, "-c", code, folder, path], check=True, cwd=ROOT)
     expected = logits_of(extractor.model, extractor.tokenizer)
     assert torch.equal(torch.load(path, weights_only=True), expected)
-
-
-def test_tokenizer_of_the_folder_is_the_one(folder, tokenizer):
-    words = ["Ada", "*", "x-ray"]
-    assert load_tokenizer(folder)(words)["input_ids"] == tokenizer(words)["input_ids"]
 
 
 def test_the_card_of_a_run_has_its_scores(finished):
