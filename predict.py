@@ -32,7 +32,7 @@ from encoders.loading import load_tokenizer
 from engine.device import pick_device
 from engine.extractor import RelationExtractor, check_options
 from engine.run_folder import fetch, load_model
-from inputs.documents import check_title, document_name
+from inputs.documents import validated
 from inputs.files import (
     InputError,
     OneLineParser,
@@ -129,14 +129,7 @@ def read_texts(paths, ner, unique_titles):
             documents += text_documents(doc, "standard input" if path == "-" else Path(path).stem)
         except InputError as error:
             raise InputError(f"--ner {ner}: {error}") from None
-    first_with = {}
-    for i, document in enumerate(documents):
-        try:
-            if unique_titles:
-                check_title(document, i, first_with)
-        except InputError as error:
-            raise InputError(f"{document_name(document, i)}: {error}") from None
-    return documents
+    return list(validated(documents, lambda document, index: document, unique_titles))
 
 
 def main(argv=None):

@@ -7,10 +7,10 @@
     for x in nlp("Ada Lovelace was born in London.")._.relations:
         print(x.head[0], x.name, x.tail[0], x.evidence)
 
-It comes after what finds sentences, entities and, if at all, coreference; what it makes of them
-says inputs/spacy_documents.py. What it found is kept in doc.user_data as plain numbers, so that
-documents can be saved and sent to other processes. A part of a document (span.as_doc()) has no
-relations.
+It comes after the components that find sentences, entities and, where wanted, coreference;
+inputs/spacy_documents.py says how they become documents. The relations are kept in doc.user_data
+as plain numbers, so that documents can be saved and sent to other processes. A part of a document
+(span.as_doc()) has no relations.
 """
 
 from dataclasses import dataclass

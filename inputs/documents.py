@@ -1,8 +1,8 @@
-"""Documents and submissions as the types that they are, read from JSON files and
-refused with one line that names file, document and field (`InputError`).
+"""The types of documents and submissions, and reading them from JSON files. What is not of its type
+is refused with one line that names file, document and field (`InputError`).
 
-A document stays the plain dictionary that JSON gives. The types say what it has to have; further
-fields are let through as they are.
+A document stays the plain dictionary that JSON gives. The types say which fields it must have;
+further fields are kept unchanged.
 """
 
 import gc
@@ -25,15 +25,15 @@ Pair = Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]
 
 class Mention(TypedDict):
     name: str
-    sent_id: int  # one of the sentences
+    sent_id: int  # index of its sentence
     pos: Pair  # words [start, end)
 
 
 class Label(TypedDict):
-    h: int  # head and tail: entities
+    h: int  # head and tail: indices of entities
     t: int
     r: str  # property, such as P17
-    evidence: NotRequired[list[int] | None]  # sentences
+    evidence: NotRequired[list[int] | None]  # indices of sentences
 
 
 class Document(TypedDict):
@@ -43,8 +43,9 @@ class Document(TypedDict):
     sents: list[list[str]]
     vertexSet: list[Annotated[list[Mention], msgspec.Meta(min_length=1)]]  # mentions per entity
     labels: NotRequired[list[Label]]
-    candidates: NotRequired[list[Pair]]  # (head, tail) to be classified; all pairs where missing
-    # Whether every mention has markers of its own. Else those that start (end) at one word share.
+    candidates: NotRequired[list[Pair]]  # (head, tail) to be classified; without it, all pairs
+    # Whether every mention has markers of its own. By default mentions that start (end) at one word
+    # have one marker in common.
     own_markers: NotRequired[bool]
 
 
@@ -73,55 +74,64 @@ class Prediction(TypedDict):
     evidence: NotRequired[list[int] | None]
 
 
-def read_documents(path, rel2id=None, **options):
-    """The documents of a DocRED-format JSON file, validated: a list. See `iter_documents`."""
+def read_documents(path, rel2id=None, unique_titles=True):
+    """The list of `iter_documents`."""
     with without_collector():
-        return list(iter_documents(path, rel2id, **options))
+        return list(iter_documents(path, rel2id, unique_titles))
 
 
 @contextmanager
 def without_collector():
-    """Python's collector of cycles is off. Documents and features have no cycles, but so many
-    objects that looking for them takes half of the time in which they are made."""
-    collects = gc.isenabled()
+    """Turns off Python's garbage collector, which looks for reference cycles. Documents and
+    features have none, but so many objects that the search takes half of the time."""
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_on:
             gc.enable()
 
 
-def iter_documents(path, rel2id=None, labelled=True, unique_titles=True):
-    """The documents of a DocRED-format JSON file, validated: a generator. The file's bytes are in
-    memory, but only one document at a time is decoded, which takes several times its bytes.
+def iter_documents(path, rel2id=None, unique_titles=True):
+    """Yields the labelled documents of a DocRED-format JSON file, validated. The bytes of the file
+    are in memory, but only one document at a time is decoded, which takes several times its bytes.
 
-    rel2id (property -> class id) decides which relations are known, None: meta/rel2id.json.
-    labelled False accepts documents without "labels", unique_titles False two with one title: in a
-    file that only trains nothing is told apart by it. Raises InputError at the first fault.
+    rel2id: the known relations, property -> class id, None: meta/rel2id.json. unique_titles: two
+    documents with one title are an error; a file that is only trained on may have them. Raises
+    InputError at the first error.
     """
     rel2id = relation_ids() if rel2id is None else rel2id
-    first_with = {}
     content = read_bytes(path)
+
+    def check(document, index):
+        check_document(document, rel2id)
+        return document
+
     try:
-        for index, document in enumerate(json_values(content)):
-            try:
-                check_document(document, rel2id, labelled)
-                if unique_titles:
-                    check_title(document, index, first_with)
-            except InputError as error:
-                raise InputError(f"{document_name(document, index)}: {error}") from None
-            yield document
+        yield from validated(json_values(content), check, unique_titles)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def json_values(content):
-    """The items of a JSON list, or JSON values one after another (JSON lines), decoded one at a
-    time.
+def validated(documents, check, unique_titles):
+    """Yields check(document, index) of every document. Raises InputError, naming the document,
+    where `check` does, or with unique_titles for a title that an earlier document has."""
+    first_with = {}  # title -> index
+    for index, given in enumerate(documents):
+        try:
+            document = check(given, index)
+            first = first_with.setdefault(document["title"], index)
+            if unique_titles and first != index:
+                raise InputError(f"title: document {first} has the same title")
+        except InputError as error:
+            raise InputError(f"{document_name(given, index)}: {error}") from None
+        yield document
 
-    content: bytes. Raises InputError where they are not JSON or there is no item.
-    """
+
+def json_values(content):
+    """Yields the items of a JSON list, or JSON values one after another (JSON lines), decoded one
+    at a time. content: bytes. Raises InputError if they are not JSON or hold no item."""
     is_list = re.match(rb"\s*\[", content)
     values = parse_json(content, LIST.decode if is_list else LINES.decode_lines)
     if not values:
@@ -133,25 +143,18 @@ def json_values(content):
             raise InputError(f"document {index}: {error}") from None
 
 
-def check_title(document, index, first_with):
-    """Raises InputError if an earlier document has this one's title; first_with: title -> place."""
-    first = first_with.setdefault(document["title"], index)
-    if first != index:
-        raise InputError(f"title: document {first} has the same title")
-
-
 def document_name(document, index):
-    """What messages call a document: its place, and its title if it has one."""
+    """A document in messages: its index, and its title if it has one."""
     title = document.get("title") if isinstance(document, dict) else None
     if not isinstance(title, str):
         return f"document {index}"
     return f"document {index} {printable(json.dumps(title, ensure_ascii=False), 80)}"
 
 
-def check_type(value, kind):
+def check_type(value, expected):
     """Raises InputError, naming the field, unless the value is of that type (Document, ...)."""
     try:
-        msgspec.convert(value, kind, strict=True)
+        msgspec.convert(value, expected, strict=True)
     except msgspec.ValidationError as error:
         # such as: Expected `int`, got `str` - at `$.labels[0].h`
         reason, _, where = str(error).replace("array", "list").partition(" - at `$")
@@ -163,7 +166,8 @@ def check_type(value, kind):
 
 
 def check_document(document, rel2id, labelled=True):
-    """Raises InputError, naming the field, unless `document` is in DocRED format."""
+    """Raises InputError, naming the field, unless `document` is in DocRED format. labelled: it must
+    have labels."""
     check_type(document, Document)
     if labelled and "labels" not in document:
         raise InputError("labels: missing")
@@ -179,7 +183,7 @@ def check_document(document, rel2id, labelled=True):
 
 
 def check_candidates(candidates, num_entities):
-    """Raises InputError unless they are pairs of two entities each, none there twice."""
+    """Raises InputError unless every candidate is a pair of two entities, and none is repeated."""
     seen = set()
     for i, pair in enumerate(map(tuple, candidates)):
         where = f"candidates[{i}]: {list(pair)}"
@@ -220,26 +224,23 @@ def check_text_document(document):
     for i, mentions in enumerate(document["entities"]):
         for j, mention in enumerate(mentions):
             start, end = mention["start"], mention["end"]
-            where = f"entities[{i}][{j}]"
+            where = f"entities[{i}][{j}]: start {start}, end {end}"
             if not 0 <= start < end <= len(text):
-                raise InputError(
-                    f"{where}: start {start}, end {end} is no span of a text of {len(text)} "
-                    "characters"
-                )
+                raise InputError(f"{where} is no span of a text of {len(text)} characters")
             if text[start:end].isspace():
-                raise InputError(f"{where}: start {start}, end {end} holds only white space")
+                raise InputError(f"{where} holds only white space")
 
 
 def read_predictions(path, truth, rel2id=None):
-    """A submission, validated against the documents it is about: a list of Predictions.
+    """The Predictions of a submission, a list, validated against the documents that it is about.
 
-    Raises InputError for anything else, an entity that its document does not have or an unknown
-    relation. Unknown titles are allowed: they count as predicted.
+    Raises InputError if the file holds anything else, an entity that its document does not have, or
+    an unknown relation. Unknown titles are allowed: they count as predicted.
     """
     predictions = read_json(path)
     if not isinstance(predictions, list):
-        kind = type(predictions).__name__
-        raise InputError(f"{path}: expected a list of predictions, found {kind}")
+        found = type(predictions).__name__
+        raise InputError(f"{path}: expected a list of predictions, found {found}")
     rel2id = relation_ids() if rel2id is None else rel2id
     num_entities = {document["title"]: len(document["vertexSet"]) for document in truth}
     for i, x in enumerate(predictions):

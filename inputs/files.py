@@ -1,5 +1,5 @@
-"""Files in and out: what is wrong with one that comes in is said in one line (`InputError`), and
-one that goes out is written whole or not at all. For documents see documents.py."""
+"""Reading and writing files. What is wrong with an input file is said in one line (`InputError`);
+an output file is written whole or not at all. For documents see documents.py."""
 
 import argparse
 import gzip
@@ -21,21 +21,18 @@ LONGEST = 400  # characters of a message
 
 
 class InputError(ValueError):
-    """Bad input from the user; the message is one printable line that says what is wrong and where,
-    whatever it quotes."""
+    """Bad input from the user. The message is one printable line that says what is wrong and where,
+    whatever text it quotes."""
 
     def __init__(self, message):
         super().__init__(printable(message, LONGEST))
 
 
 def printable(text, longest=None):
-    """The text on one line, with escapes (\\x1b) for what is not printable: no control characters
-    reach a terminal or a file, nor marks that turn the direction of writing. longest: characters
-    (more than 20); of a longer text the middle is left out."""
-    text = str(text)
-    if longest and len(text) > 8 * longest:  # an escape has at most 10 characters
-        text = text[: 4 * longest] + text[-4 * longest :]
-    text = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+    """The text on one line, with escapes (\\x1b) for what is not printable, so that neither control
+    characters nor marks of the writing direction reach a terminal or a file. longest: in characters
+    (more than 20); the middle of a longer text is left out."""
+    text = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in str(text))
     if longest and len(text) > longest:
         end = (longest - 5) // 3
         text = f"{text[: longest - 5 - end]} ... {text[-end:]}"
@@ -43,7 +40,7 @@ def printable(text, longest=None):
 
 
 def reason_of(error):
-    """The first line of what an error of any library says."""
+    """The first line of the message of any library's error."""
     reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(reason).splitlines()[0]
 
@@ -56,8 +53,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_main(main):
-    """Runs a script's main(); bad input ends it with one line on standard error and exit code 2.
-    SIGTERM ends it as an exception does, so that temporary files are removed."""
+    """Runs a script's main(). Bad input ends it with one line on standard error and exit code 2;
+    SIGTERM ends it like an exception, so that temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
@@ -69,15 +66,15 @@ def run_main(main):
         sys.exit(130)
 
 
-UNFINISHED = ".unfinished-"  # begins the name of a folder that holds a file being written
+UNFINISHED = ".unfinished-"  # start of the name of a folder that holds a file being written
 
 
 def write_atomically(path, write, faults=OSError):
-    """Calls write(a path in a new folder beside `path`) and moves the result into place: a reader,
-    or a kill at any moment, sees the old file or the new one. After a kill `remove_unfinished`
-    finds all that was left, also what a library wrote by a name of its own. A link stays a link; a
-    device or a pipe is written to as it is. faults: what `write` raises of a disk that is full or
-    of a path that no file can have; it becomes an InputError."""
+    """Calls write(a path in a temporary folder beside `path`) and moves the result to `path`:
+    readers see the old file or the new one, also after a kill. `remove_unfinished` removes what a
+    kill leaves, files that a library names itself included. A link stays a link; a device or a pipe
+    is written to directly. faults: what `write` raises for a full disk or an impossible path.
+    Raises InputError for these."""
     path = Path(path)
     try:
         if is_device(path):
@@ -100,20 +97,20 @@ def is_device(path):
 
 
 def remove_unfinished(folder):
-    """Removes what a killed process was just writing into the folder."""
+    """Removes the temporary folders that a killed process left."""
     for path in Path(folder).glob(f"{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path, content, indent=1):
-    """Writes JSON atomically."""
+    """Writes JSON atomically. Raises InputError if it cannot be written."""
     text = ujson.dumps(content, indent=indent, ensure_ascii=False, escape_forward_slashes=False)
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", "utf-8"))
 
 
 def relation_ids(path=META_DIR / "rel2id.json"):
-    """Property -> class id, e.g. {"Na": 0, "P17": 1, ...}, of a file that is just that, or of a run
-    folder's config.json, which has it as label2id. Raises InputError."""
+    """Property -> class id, e.g. {"Na": 0, "P17": 1, ...}, of a file of just that, or of a run
+    folder's config.json, where it is label2id. Raises InputError."""
     rel2id = read_json(path)
     if isinstance(rel2id, dict) and "label2id" in rel2id:
         rel2id = rel2id["label2id"]
@@ -125,8 +122,8 @@ def relation_ids(path=META_DIR / "rel2id.json"):
 
 
 def read_bytes(path):
-    """The content of a file without a byte order mark, unpacked if its name ends in .gz; "-" is
-    standard input. Raises InputError if it is missing, empty or cannot be read."""
+    """The content of a file without its byte order mark, decompressed if the name ends in .gz; "-"
+    is standard input. Raises InputError if it is missing, empty or cannot be read."""
     try:
         if path == "-":
             content = sys.stdin.buffer.read()
@@ -135,8 +132,7 @@ def read_bytes(path):
                 content = file.read()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    # ValueError: of a path that no file can have
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: a NUL in the path
         raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content or content.isspace():
@@ -145,8 +141,9 @@ def read_bytes(path):
 
 
 def parse_json(content, decode=msgspec.json.decode):
-    """What `decode`, a function of msgspec, makes of bytes. Raises InputError if they are not JSON:
-    NaN is not, nor is a lone surrogate (half of a character, \\ud800), which no tokenizer takes."""
+    """Decodes bytes with `decode`, a function of msgspec. Raises InputError if they are not JSON.
+    Neither NaN nor a lone surrogate (half of a character, \\ud800) is, and no tokenizer takes the
+    latter."""
     try:
         return decode(content)
     except RecursionError:
@@ -154,16 +151,17 @@ def parse_json(content, decode=msgspec.json.decode):
     except ValueError as error:
         reason = str(error).removeprefix("JSON is malformed: ")
         if found := re.search(r" \(byte (\d+)\)$", reason):
-            place = int(found[1])
-            near = content[max(0, place - 40) : place + 20].decode(errors="replace").strip()
-            line = content.count(b"\n", 0, place) + 1
+            position = int(found[1])
+            near = content[max(0, position - 40) : position + 20]
+            line = content.count(b"\n", 0, position) + 1
+            near = near.decode(errors="replace").strip()
             reason = f"{reason[: found.start()]} in line {line} near {near}"
         raise InputError(f"not valid JSON: {reason}") from None
 
 
 def read_json(path):
-    """The content of a JSON file, which may be packed (.gz). Raises InputError if it is missing,
-    empty or not JSON."""
+    """The content of a JSON file, which may be compressed (.gz). Raises InputError if it is
+    missing, empty or not JSON."""
     content = read_bytes(path)
     try:
         return parse_json(content)
@@ -172,9 +170,5 @@ def read_json(path):
 
 
 def sha256_of(path):
-    """The SHA-256 of a file of any size, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """The SHA-256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

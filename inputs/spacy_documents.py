@@ -1,14 +1,14 @@
-"""Raw text -> documents, by spaCy: its pipeline finds the words, the sentences and the entities.
+"""Raw text -> documents. A spaCy pipeline finds the words, the sentences and the entities.
 
-- A mention is an entity of the pipeline (doc.ents), but no ordinal number (DocRED has none). Its
-  type becomes DocRED's.
+- A mention is an entity of the pipeline (doc.ents), except ordinal numbers, which DocRED does not
+  have. Its type is mapped to DocRED's.
 - Mentions of one name are one entity. Names are compared without case, a leading "the" and a
-  trailing "'s". A person's last name alone stands for the one person before it who ends in it.
-- Names that a coreference component has found to be the same are one entity, too; its pronouns are
-  left out, since DocRED's mentions are names.
+  trailing "'s". The last name of a person alone is the one earlier person whose name ends in it.
+- Names that a coreference component puts into one cluster are one entity, too. Pronouns are left
+  out, since the mentions of DocRED are names.
 - No sentence ends inside a mention.
-- A text of more than LONGEST words becomes several documents, cut between sentences, for the models
-  are trained on documents of that length. Relations between two of them are not found.
+- A text of more than LONGEST words is split between sentences into several documents, because
+  models are trained on documents of that length. Relations across two of them are not found.
 """
 
 import math
@@ -19,14 +19,14 @@ from itertools import accumulate, pairwise
 from inputs.files import InputError, reason_of
 
 LONGEST = 400  # words of a document; Re-DocRED's have 200 on average
-DOCRED = {  # DocRED's types, and spaCy's
+DOCRED = {  # DocRED's entity types -> spaCy's
     "PER": "PERSON",
     "LOC": "GPE FAC NORP",  # "German" is a LOC of Re-DocRED
     "TIME": "DATE",
     "NUM": "CARDINAL MONEY PERCENT QUANTITY",
     "MISC": "EVENT LANGUAGE LAW PRODUCT WORK_OF_ART",
 }
-TYPES = {label: kind for kind, labels in DOCRED.items() for label in labels.split()}
+TYPES = {label: docred for docred, labels in DOCRED.items() for label in labels.split()}
 NO_ENTITY = "ORDINAL"
 THE = re.compile(r"the\s+(?=\S)", re.IGNORECASE)
 INSTALL = "pip install -r requirements-spacy.txt"
@@ -36,24 +36,23 @@ def load_pipeline(name):
     """The spaCy pipeline of that name, or of a folder. Raises InputError."""
     try:
         import spacy
-    except ImportError:
-        raise InputError(f"--text needs spaCy: {INSTALL}") from None
-    except Exception as error:  # it does not fit numpy, Python, ...
-        raise InputError(f"--text: spaCy cannot be loaded: {reason_of(error)}") from None
+    except Exception as error:  # not installed, or built for another version of numpy
+        raise InputError(f"--text needs spaCy: {INSTALL} ({reason_of(error)})") from None
     try:
         return spacy.load(name)
-    except Exception as error:  # no such pipeline, of another version, of a package not installed
+    except Exception as error:  # spaCy raises many types: unknown name, other version, ...
         hint = f"(python -m spacy download {name})" if isinstance(error, OSError) else ""
         raise InputError(f"--ner {name}: {reason_of(error)} {hint}".strip()) from None
 
 
 def read_text(path, longest):
-    """The text of a UTF-8 file; "-" is standard input; longest: characters. Raises InputError."""
+    """The text of a UTF-8 file; "-" is standard input. Raises InputError, also for more than
+    `longest` characters."""
     try:
-        # newline: the ends of lines stay as they are, so that characters can be counted
+        # newline="" keeps line ends, so that offsets are those of the file
         with open(0 if path == "-" else path, encoding="utf-8-sig", newline="") as file:
             text = file.read(longest + 1)
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, a path that no file can have
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
         raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
@@ -63,31 +62,31 @@ def read_text(path, longest):
 
 
 def text_documents(doc, title):
-    """A spaCy Doc -> documents in DocRED format, a list: one, or as many as its length asks for.
+    """A spaCy Doc -> a list of documents in DocRED format, one for every LONGEST words.
 
-    As of texts.as_docred, they have the whole text, the offsets of their words in it, and start and
-    end of the mentions. Raises InputError if the pipeline found no sentences.
+    As from span_documents.as_docred, they have the whole text, the offsets of their words in it,
+    and the start and end of every mention. Raises InputError if the pipeline found no sentences.
     """
     if len(doc) and not doc.has_annotation("SENT_START"):
         raise InputError("the pipeline finds no sentences (a parser, senter or sentencizer does)")
-    text = doc.text  # which spaCy puts together each time
+    text = doc.text  # spaCy builds it anew at every access
     words = [token for token in doc if not token.is_space]
-    place = {token.i: k for k, token in enumerate(words)}
+    index_of = {token.i: k for k, token in enumerate(words)}
     spans, mentions = [], []
     for span in doc.ents:
-        inside = _places(span, place)
+        inside = _word_indices(span, index_of)
         if inside and span.label_ != NO_ENTITY:
             spans.append(span)
-            mentions.append((inside[0], inside[-1] + 1))  # its first word, and past its last
-    cuts = _sentence_starts(doc, words, place, mentions)
+            mentions.append((inside[0], inside[-1] + 1))
+    starts = _sentence_starts(doc, words, index_of, mentions)
     count = math.ceil(len(words) / LONGEST)
-    part_of = {first: first * count // max(len(words), 1) for first in cuts}
-    parts = {number: ([], []) for number in part_of.values()}  # its sentences and its mentions
-    for first, end in zip(cuts, [*cuts[1:], len(words)], strict=True):
+    part_of = {first: first * count // max(len(words), 1) for first in starts}
+    parts = {number: ([], []) for number in part_of.values()}  # sentences and mentions of each
+    for first, end in pairwise([*starts, len(words)]):
         parts[part_of[first]][0].append((first, end))
     names = _entity_names(doc, text, spans)
     for (first, end), span, name in zip(mentions, spans, names, strict=True):
-        sentence = cuts[bisect_right(cuts, first) - 1]
+        sentence = starts[bisect_right(starts, first) - 1]
         parts[part_of[sentence]][1].append((first, end, span.label_, name))
     return [
         {"title": title if len(parts) == 1 else f"{title}, part {i} of {len(parts)}"}
@@ -96,20 +95,19 @@ def text_documents(doc, title):
     ]
 
 
-def _places(span, place):
-    return [place[token.i] for token in span if token.i in place]
+def _word_indices(span, index_of):
+    return [index_of[token.i] for token in span if token.i in index_of]
 
 
-def _sentence_starts(doc, words, place, mentions):
-    """The words at which sentences start, rising; none inside a mention. What the pipeline takes
-    for a sentence of more than LONGEST words is cut."""
-    cuts = {0, *(k for sentence in doc.sents for k in _places(sentence, place)[:1])}
-    ends = [*sorted(cuts), len(words)]
-    for first, end in pairwise(ends):
-        cuts.update(range(first, end, LONGEST))
+def _sentence_starts(doc, words, index_of, mentions):
+    """The sorted indices of the words at which sentences start, none of them inside a mention. A
+    sentence of more than LONGEST words is split."""
+    starts = {0, *(k for sentence in doc.sents for k in _word_indices(sentence, index_of)[:1])}
+    for first, end in pairwise([*sorted(starts), len(words)]):
+        starts.update(range(first, end, LONGEST))
     for first, end in mentions:
-        cuts -= set(range(first + 1, end))
-    return sorted(cuts)
+        starts -= set(range(first + 1, end))
+    return sorted(starts)
 
 
 def _document(text, words, sentences, mentions):
@@ -137,14 +135,15 @@ def _document(text, words, sentences, mentions):
 
 
 def _entity_names(doc, text, spans):
-    """Of each mention the name of its entity: its own, or that of its cluster's first mention."""
-    names, persons = [], {}  # persons: last name -> whole names
+    """The name of the entity of each mention: its own, or that of the first mention of its
+    cluster."""
+    names, persons = [], {}  # persons: last name -> full names
     for span in spans:
         name = _name(span.text)
         if TYPES.get(span.label_, span.label_) == "PER":
-            whole = persons.get(name, ())
-            if len(whole) == 1:
-                (name,) = whole
+            full = persons.get(name, ())
+            if len(full) == 1:
+                (name,) = full
             for word in accumulate(reversed(name.split()[1:]), lambda end, word: f"{word} {end}"):
                 persons.setdefault(word, set()).add(name)
         names.append(name)
@@ -164,14 +163,14 @@ def _name(text):
 
 
 def _key(text, start, end):
-    """Where a mention stands and its name, both without a leading "the"."""
+    """The start and the name of a mention, both without a leading "the"."""
     the = THE.match(text, start, end)
     return the.end() if the else start, _name(text[start:end])
 
 
 def _clusters(doc):
-    """Of each cluster of a coreference component its mentions (start, end) in characters: spaCy's
-    own components fill doc.spans, fastcoref doc._.coref_clusters."""
+    """Yields the mentions, (start, end) in characters, of each cluster of a coreference component.
+    spaCy's own components fill doc.spans, fastcoref doc._.coref_clusters."""
     found = [group for name, group in doc.spans.items() if name.startswith("coref_clusters")]
     if doc.has_extension("coref_clusters"):
         found += doc._.coref_clusters or []

@@ -1,14 +1,14 @@
-"""New documents, one at a time: from JSON, in DocRED format or as text with spans.
+"""New documents from JSON, one at a time: in DocRED format, or as text with spans.
 
-A file is a list of documents (in one line or in many), JSON lines, or one document. Text with spans
+A file is a list of documents (on one line or many), JSON lines, or one document. Text with spans
 
     {"text": "...", "entities": [[{"start": 0, "end": 12, "type": "PER"}, ...], ...], "title": ""}
 
-gives every entity's mentions in characters (Unicode code points, end excluded); type and title may
-be missing. It becomes a document in DocRED format so:
+gives the mentions of every entity in characters (Unicode code points, end excluded); type and title
+may be missing. It is converted to DocRED format as follows:
 
 - A word is a run of letters, digits, underscores and combining accents, or any other single
-  character that is not white space. A span's border inside a word splits it.
+  character that is not white space. A span that starts or ends inside a word splits it.
 - A sentence ends after . ! ? or an ellipsis, with the closing quotes and brackets that follow,
   where white space and then no small letter comes; not after a single letter (J. K. Rowling) or
   one of a few abbreviations (Dr.); also after a full stop of Chinese and Japanese, and at an empty
@@ -16,7 +16,7 @@ be missing. It becomes a document in DocRED format so:
   that are found, only the sentences that are shown with them.)
 - Mentions may nest and overlap, within an entity and between entities, as in DocRED.
 
-Refused, with one line: a span that is empty, outside the text or only white space.
+A span that is empty, outside the text or only white space is refused with one line.
 """
 
 import re
@@ -27,9 +27,8 @@ from inputs.documents import (
     Document,
     check_document,
     check_text_document,
-    check_title,
-    document_name,
     json_values,
+    validated,
 )
 from inputs.files import InputError
 
@@ -46,10 +45,11 @@ STOP = re.compile(
 
 
 def read_new_documents(content, name, rel2id, unique_titles=False):
-    """The documents in the bytes of a file, validated and in DocRED format, one at a time.
+    """Yields the documents in the bytes of a file, validated and in DocRED format.
 
-    name: the file's in messages. unique_titles: two documents with one title are a fault. Raises
-    InputError, naming the document and the field, where the fault is met.
+    name: of the file, in messages. rel2id: property -> class id. unique_titles: two documents with
+    one title are an error. Raises InputError, naming the document and the field, at the first
+    error.
     """
     try:
         yield from new_documents(json_values(content), rel2id, unique_titles)
@@ -58,22 +58,14 @@ def read_new_documents(content, name, rel2id, unique_titles=False):
 
 
 def new_documents(documents, rel2id, unique_titles=False):
-    """Documents in either format -> validated documents in DocRED format, one at a time."""
-    first_with = {}
-    for index, given in enumerate(documents):
-        try:
-            document = as_docred(given, index, rel2id)
-            if unique_titles:
-                check_title(document, index, first_with)
-        except InputError as error:
-            raise InputError(f"{document_name(given, index)}: {error}") from None
-        yield document
+    """Yields documents in either format as validated documents in DocRED format."""
+    return validated(documents, lambda x, index: as_docred(x, index, rel2id), unique_titles)
 
 
 def as_docred(given, index, rel2id):
     """One document in either format -> in DocRED format, without further fields. Raises InputError.
 
-    A text without a title is called "document" and its place. A document made from a text also has
+    A text without a title gets the title "document <index>". A document made from a text also has
     it as "text", and in "offsets" the (start, end) of every word of every sentence; its mentions
     keep their start and end.
     """
@@ -97,8 +89,8 @@ def _split_text(given):
     words = [x.span() for a, b in pairwise(borders) for x in WORD.finditer(text, a, b)]
     starts = [start for start, _ in words]
 
-    def first_word(place):  # the number of the first word that starts there or later
-        return bisect_left(starts, place)
+    def first_word(offset):  # index of the first word that starts at or after this character
+        return bisect_left(starts, offset)
 
     cuts = {first_word(stop.end()) for stop in STOP.finditer(text) if not (stop[1] or "").islower()}
     for start, end in spans:
@@ -111,9 +103,9 @@ def _split_text(given):
         first = first_word(start)
         sentence = bisect_right(cuts, first) - 1
         pos = [first - cuts[sentence], first_word(end) - cuts[sentence]]
-        kind = {"type": mention["type"]} if "type" in mention else {}
-        place = {"sent_id": sentence, "pos": pos, "start": start, "end": end}
-        return {"name": text[start:end]} | kind | place
+        entity_type = {"type": mention["type"]} if "type" in mention else {}
+        position = {"sent_id": sentence, "pos": pos, "start": start, "end": end}
+        return {"name": text[start:end]} | entity_type | position
 
     document = {
         "title": given["title"],
@@ -126,7 +118,8 @@ def _split_text(given):
 
 
 def sentence_text(document, number):
-    """A sentence as one string: a text's own characters, or words with blanks between."""
+    """The sentence of that index as one string: as it stands in the text, or words joined by
+    blanks."""
     if "offsets" not in document:
         return " ".join(document["sents"][number])
     words = document["offsets"][number]
