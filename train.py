@@ -1,11 +1,11 @@
-"""One run: train, select the best epoch on dev, test it, leave a run folder.
+"""One run: train, select the best epoch on dev, test it, and write a run folder.
 
     python train.py --data_dir dataset/redocred --model_name_or_path bert-base-cased
 
 Several GPUs: torchrun --nproc_per_node=N train.py ... (see engine/distributed.py).
-With --load_path (a run folder, or a .pt of a released code) it only evaluates.
-With --seeds it makes several runs, one after the other; with --resume an interrupted run goes on.
-The recipe is the paper's Appendix B; every number of it is a flag.
+--load_path (a run folder, or a .pt of a released code) only evaluates; --seeds makes several runs,
+one after the other; --resume goes on with an interrupted run. The recipe is the paper's Appendix B;
+every number of it is a flag.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ import transformers
 from encoders.loading import load_tokenizer
 from engine import distributed, fit, resume, run_folder, scoring
 from engine.checkpoint import load_weights
+from engine.command_line import check_output_dir, parse_runs
 from engine.data import read_data
 from engine.inference import Predictor, check_vocabulary
 from engine.models import build_model, tokenizer_name
-from engine.options import check_output_dir, parse_runs
 from engine.tracking import start_wandb, test_scores
 from evaluation import format_scores
 from inputs.files import InputError, relation_ids, run_main, write_json
@@ -39,17 +39,17 @@ def main(argv=None):
         data = None
         for args in parse_runs(argv):
             with run_folder.locked(args.output_dir), out_of_memory_as_one_line(args.device):
-                check_output_dir(args)  # again: another run may have ended here in between
+                check_output_dir(args)  # again, now that no other run can finish in it
                 if not distributed.broadcast(partial(resume.is_finished, args)):
                     data = train_and_evaluate(args, data)
-            gc.collect()  # models lie in cycles; the next seed needs their memory
+            gc.collect()  # frees the model, which is in reference cycles, for the next seed
 
 
 def train_and_evaluate(args, data=None):
-    """Trains where that is asked for, evaluates, and leaves the run folder. data: of the run of
-    another seed, which need not be read again; returned for the next."""
+    """Trains unless --load_path is given, evaluates, and writes the run folder. data: that of the
+    run of another seed, so that it is read once. Returns the data."""
     folder = Path(args.output_dir) if args.output_dir else None
-    commit = run_folder.commit_of(Path(__file__).parent)  # now: it may be another at the end
+    commit = run_folder.commit_of(Path(__file__).parent)  # before files are changed meanwhile
     rel2id = relation_ids(args.rel2id)
     tokenizer = load_tokenizer(tokenizer_name(args))
     data = data or read_data(args, rel2id, tokenizer)
@@ -72,7 +72,7 @@ def train_and_evaluate(args, data=None):
     if not args.load_path:
         best = train(args, data, predictor, folder, log)
     elif folder and distributed.is_first():
-        run_folder.clear(folder)  # of the evaluation before
+        run_folder.clear(folder)
     outputs = {split: predict(predictor, data, split) for split in data.documents}
     if distributed.is_first():
         results = run_folder.describe(args, data, commit)
@@ -85,12 +85,12 @@ def train_and_evaluate(args, data=None):
 
 
 def train(args, data, predictor, folder, log):
-    """Trains to the end, from a saved state with --resume; returns the record of the best
-    evaluation, whose weights the model then has."""
+    """Trains to the end, with --resume from the saved state. Returns the record of the best
+    evaluation on dev and leaves its weights in the model."""
     model, features = predictor.model, data.features["train"]
     if distributed.world_size() > 1:
         model.check_processes(args.device, max(len(x["entity_pos"]) for x in features))
-    if distributed.is_first() and not (args.resume and resume.state_files(folder)):
+    if distributed.is_first() and not (args.resume and run_folder.state_files(folder)):
         run_folder.clear(folder)
         run_folder.save_model_files(model, predictor.tokenizer, folder)
     replica = distributed.replicate(model)
@@ -156,7 +156,7 @@ def train(args, data, predictor, folder, log):
 
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     settings = resume.settings_of(args, data)
-    if distributed.rank():  # dropout differs from process to process
+    if distributed.rank():  # every process draws its own dropout
         torch.manual_seed(args.seed + distributed.rank())
     progress = resume.restore(folder, parts, settings, args.device) if args.resume else {}
     best = fit.fit(
@@ -181,21 +181,20 @@ def train(args, data, predictor, folder, log):
 
 
 def predict(predictor, data, split):
-    """The output of each document of a split; None but in the first of several processes."""
+    """The Output of each document of a split, a list, in every process."""
     features = distributed.own_part(data.features[split])
-    parts = distributed.gather_first(predictor(features, title=f"evaluate {split}"))
-    return sum(parts, []) if distributed.is_first() else None
+    return sum(distributed.gather(predictor(features, title=f"evaluate {split}")), [])
 
 
 def decoding(args):
-    """How logits become predictions, as engine/scoring.py takes it."""
+    """The settings that turn logits into predictions, as engine/scoring.py takes them."""
     names = "loss_type", "num_labels", "evidence_threshold"
     return {name: getattr(args, name) for name in names}
 
 
 def evaluate(args, data, outputs, predictor, folder):
-    """Scores the outputs (split -> of each document), prints the scores and writes what is kept of
-    the outputs; returns what results.json has of them."""
+    """Scores the outputs, split -> one Output per document; prints the scores and writes
+    submissions, patterns and margins. Returns the scores for results.json."""
     results, submissions = {}, {}
     for split, of_split in outputs.items():
         results[split], submissions[split] = scoring.score(of_split, data, split, **decoding(args))
@@ -226,7 +225,8 @@ def evaluate(args, data, outputs, predictor, folder):
 
 
 def finish(args, results, predictor, folder):
-    """Writes what a finished run has of its model, its card, and results.json, the last."""
+    """Writes the model's files where they are not written yet, the model card, and at last
+    results.json, which marks the run as finished."""
     model, source = predictor.model, Path(args.load_path)
     if args.fusion:
         model.config.fusion_threshold = results["fusion"]["threshold"]
@@ -234,18 +234,18 @@ def finish(args, results, predictor, folder):
         if not args.load_path:
             run_folder.write_card(folder, model.config, results)
             run_folder.save_config(model, folder)
-        elif source.is_file():  # a released checkpoint; from now on a run folder like any other
+        elif source.is_file():  # of a released checkpoint this makes a run folder
             run_folder.save_weights(model, folder)
             run_folder.save_model_files(model, predictor.tokenizer, folder)
         else:
-            write_json(folder / "rel2id.json", model.config.label2id)
+            write_json(folder / run_folder.RELATIONS, model.config.label2id)
         write_json(folder / run_folder.RESULTS, results)
-        resume.remove_states(folder)
+        run_folder.remove_states(folder)
         print(f"run folder: {folder}")
     if args.fusion and source.is_dir() and args.load_path:
         own = model.config.loss_type, model.config.evidence_threshold
         if own == (args.loss_type, args.evidence_threshold):
-            run_folder.save_config(model, source)  # the threshold, for predict.py --fusion
+            run_folder.save_config(model, source)  # predict.py --fusion needs the threshold
         else:
             print("the threshold of fusion is not kept: the flags are not the model's own")
 

@@ -2,10 +2,9 @@
 
     torchrun --nproc_per_node=4 train.py --train_batch_size 8 ...
 
-Every batch is divided among the processes, the gradients are averaged by torch's
-DistributedDataParallel, and all processes hold the same weights at every step. What is written and
-printed comes from the first. Started without torchrun there is one process, and all of this does
-nothing.
+Every batch is divided among the processes, DistributedDataParallel averages the gradients, and all
+processes hold the same weights at every step. Only the first process writes and prints. Without
+torchrun there is one process, and the functions here return what it has.
 """
 
 import os
@@ -24,7 +23,7 @@ from inputs.files import InputError
 
 
 def world_size():
-    """The number of processes; known from torchrun's variables before they are connected."""
+    """The number of processes; torchrun's variables give it before they are connected."""
     return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
 
 
@@ -37,15 +36,13 @@ def is_first():
 
 
 def hides_bars():
-    """tqdm's `disable`: the first process shows its bars, where somebody watches (None)."""
+    """tqdm's `disable`: None, "shown on a terminal", in the first process, True in the others."""
     return None if is_first() else True
 
 
 def gpu():
-    """This process's GPU, "cuda:N", which becomes torch's current one. Raises InputError if nobody
-    has said which it is, or the machine has too few."""
-    if "LOCAL_RANK" not in os.environ:
-        raise InputError("LOCAL_RANK is not set: start several processes with torchrun")
+    """This process's GPU, "cuda:N", which becomes torch's current device. Raises InputError if the
+    machine has too few."""
     number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= count:
         raise InputError(
@@ -58,20 +55,19 @@ def gpu():
 
 @contextmanager
 def processes():
-    """Connects the processes of the run and parts them at the end. Whatever ends a run is said by
-    one of them, the first that meets it; the others exit silently. A process that dies without a
-    word is noticed by those that wait for it: InputError."""
+    """Connects the processes of the run and disconnects them at the end. An error is reported by
+    the first process that meets it; the others exit silently. A process that dies without a message
+    is noticed by those that wait for it. Raises InputError for this and for a failed connection."""
     if world_size() == 1:
         yield
         return
-    backend = "gloo"  # for what processes tell each other; nccl for gradients on GPUs
+    backend = "gloo"  # for Python objects; nccl for gradients on GPUs
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
     try:
         store, number, count = next(dist.rendezvous("env://"))
-        # A dead process is noticed by its closed connection. One that hangs is given up when it has
-        # been waited for longer than any training file takes to be read (101,873 documents: 5
-        # minutes).
+        # The limit is for a process that hangs; a dead one closes its connection. Reading the
+        # largest training file, during which others wait, takes minutes.
         wait = timedelta(hours=1)
         dist.init_process_group(backend, timeout=wait, store=store, rank=number, world_size=count)
     except (RuntimeError, ValueError) as error:
@@ -80,23 +76,18 @@ def processes():
     try:
         yield
         dist.destroy_process_group()
-    except InputError:
-        if is_told(store):
-            sys.exit(2)
-        raise
-    except KeyboardInterrupt:
-        if is_told(store):
-            sys.exit(130)
+    except (InputError, KeyboardInterrupt) as error:
+        if is_reported(store):
+            sys.exit(2 if isinstance(error, InputError) else 130)
         raise
     except RuntimeError as error:
-        if not is_of_connection(error):
-            raise
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # torchrun ends all processes; first this one says why
-        if is_told(store):
-            sys.exit(2)
         reason = " ".join(str(error).split())
+        if not isinstance(error, dist.DistError) and not re.search("(?i)gloo|nccl", reason):
+            raise
+        # torchrun now ends all processes, but this one reports the error first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if is_reported(store):
+            sys.exit(2)
         if re.search("(?i)connection (closed|reset)|broken pipe", reason):
             reason = (
                 "another process of this run ended; the same command with --resume goes on from "
@@ -106,44 +97,30 @@ def processes():
         raise InputError(f"process {rank()} of {world_size()}: {reason}") from None
 
 
-def is_told(store):
-    """Whether another process has said already why the run ends."""
+def is_reported(store):
+    """Whether another process has already reported why the run ends."""
     try:
         return store.add("ends", 1) > 1
     except RuntimeError:  # the process that kept the store is gone
         return False
 
 
-def is_of_connection(error):
-    words = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words
-
-
 def broadcast(make):
-    """What make() returns in the first process, in all processes; the others do not call it."""
+    """The result of make() in the first process, returned in all; the others do not call it."""
     if world_size() == 1:
         return make()
-    box = [make() if is_first() else None]
-    dist.broadcast_object_list(box)
-    return box[0]
+    result = [make() if is_first() else None]
+    dist.broadcast_object_list(result)
+    return result[0]
 
 
-def gather(part):
-    """The parts of all processes, in their order, in all processes."""
+def gather(value):
+    """The values of all processes, in the order of their ranks, in all processes."""
     if world_size() == 1:
-        return [part]
-    parts = [None] * world_size()
-    dist.all_gather_object(parts, part)
-    return parts
-
-
-def gather_first(part):
-    """The parts of all processes in the first, None in the others."""
-    if world_size() == 1:
-        return [part]
-    parts = [None] * world_size() if is_first() else None
-    dist.gather_object(part, parts)
-    return parts
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def mean(tensor):
@@ -154,7 +131,7 @@ def mean(tensor):
     return tensor
 
 
-def anywhere(flag):
+def any_process(flag):
     """Whether the flag is set in any process."""
     if world_size() == 1:
         return flag
@@ -164,27 +141,28 @@ def anywhere(flag):
 
 
 def own_part(items):
-    """This process's part of a list: consecutive items, as many as the others have, or one more."""
+    """The consecutive items of a list that this process works on. Processes differ by one item at
+    most."""
     bounds = [len(items) * i // world_size() for i in (rank(), rank() + 1)]
     return items[slice(*bounds)]
 
 
 def replicate(model):
-    """The model as it is trained: its gradients are averaged over the processes. DocuNet's batch
-    normalisation then is over all processes' documents, in the model itself."""
+    """The model to train: gradients are averaged over the processes, and DocuNet's batch
+    normalisation, changed in the model itself, goes over the documents of all."""
     if world_size() == 1:
         return model
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return DistributedDataParallel(
         model,
         gradient_as_bucket_view=True,
-        # LUKE has parameters for entities that take no part; the usual encoders have none such.
+        # Encoders like LUKE have parameters that the loss does not depend on.
         find_unused_parameters=not computes_attention(model.model.config),
     )
 
 
 def broadcast_weights(model):
-    """Gives all processes the first one's weights."""
+    """Gives all processes the weights of the first."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)

@@ -192,7 +192,7 @@ def fit(
             bar.update()
             ends_epoch = progress.step % steps_per_epoch == 0
             progress.evaluation_is_due = ends_epoch or is_due(evaluation_steps)
-            saves, stops = ends_epoch or is_due(save_steps), distributed.anywhere(bool(requests))
+            saves, stops = ends_epoch or is_due(save_steps), distributed.any_process(bool(requests))
             if progress.evaluation_is_due or saves or stops or is_due(10):
                 progress.losses += fetch_losses(pending, progress.step)
                 log({"loss": progress.losses[-1]}, progress.step)
@@ -207,7 +207,7 @@ def fit(
             # The best weights go with a state at or before the same evaluation.
             if progress.evaluation_is_due and evaluate_now() and not saves:
                 save_now()
-        if distributed.anywhere(bool(requests)):
+        if distributed.any_process(bool(requests)):
             raise KeyboardInterrupt("stopped after the last step; with --resume it is tested")
     return best_of(progress.records)
 

@@ -1,15 +1,15 @@
-"""Interrupted runs: their state on disk, and signals that ask them to stop.
+"""Interrupted runs: their saved states, and the signals that ask them to stop.
 
-A state is all that the rest of a run depends on: weights, optimizer, schedule, scaler, random
-numbers and the place in the data. It is written atomically, and the one before is kept: a run that
-is killed at any moment goes on from the newest state that can be read, to the same end.
+A state is all that the rest of a run depends on: weights, optimizer, schedule, scaler, the states
+of the random number generators, and how far training is. It is written atomically, and the state
+before it is kept. So a run that is killed at any moment goes on from the newest readable state, and
+ends as if it had not been killed.
 """
 
 import hashlib
 import json
 import signal
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from backbones import BACKBONES
 from engine import distributed
 from engine.options import COMPARED, FREE_TO_CHANGE
-from engine.run_folder import CONFIG, RESULTS, read_results
+from engine.run_folder import CONFIG, RESULTS, read_results, remove_states, state_files
 from inputs.files import (
     InputError,
     printable,
@@ -30,34 +30,41 @@ from inputs.files import (
 
 
 def save_state(folder, parts, settings, progress, device):
-    """Writes state-<step>.pt and removes all states but this and the one before; what the other
-    processes have of random numbers is in it, too. Raises InputError if it cannot be written.
+    """Writes state-<step>.pt, with the random states of all processes, and removes all states but
+    the newest two. Raises InputError if it cannot be written.
 
     parts: name -> model, optimizer, ...; settings: see `settings_of`; progress: a dict with "step".
     """
-    random = distributed.gather(random_states(device))
+    random = {"cpu": torch.get_rng_state()}
+    if device.startswith("cuda"):
+        random["cuda"] = torch.cuda.get_rng_state(device)
+    random = distributed.gather(random)
     if not distributed.is_first():
         return
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"settings": settings, "progress": progress, "random": random}
-    path = folder / f"state-{progress['step']:08d}.pt"
+    path = state_path(folder, progress["step"])
     write_atomically(path, lambda temporary: torch.save(state, temporary), RuntimeError)
     for path in state_files(folder)[2:]:
         path.unlink()
 
 
+def state_path(folder, step):
+    return folder / f"state-{step:08d}.pt"
+
+
 def load_state(folder):
-    """The newest state that can be read (no code in it is run); None where there is none. Newer
-    ones that cannot be read are removed. Raises InputError if none can be read."""
+    """The newest readable state, None if there is no state; no code in it is run. Newer states that
+    cannot be read are removed. Raises InputError if there are states, but none is readable."""
     broken = []
     for path in state_files(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or not state.keys() >= {"progress", "settings"}:
                 raise ValueError("it has no progress or no settings")
-        except OSError as error:  # the disk's fault, so keep the file
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except Exception as error:  # also whatever torch raises on a cut or foreign file
+        except OSError as error:  # a fault of the disk, so the file is kept
+            raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
+        except Exception as error:  # torch raises many types on a truncated or foreign file
             reason = printable(reason_of(error), 100)
             print(f"{path}: not a state ({reason}); trying the one before", file=sys.stderr)
             broken.append(path)
@@ -70,20 +77,9 @@ def load_state(folder):
     return None
 
 
-def load_shared(folder, step):
-    """The state of that step, which another process has found to be readable; its tensors stay on
-    disk until they are used, in memory once for all processes of a machine. Raises InputError."""
-    path = folder / f"state-{step:08d}.pt"
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        reason = f"cannot be read by all processes: {reason_of(error)}"
-        raise InputError(f"{path}: {reason}; the run folder must be one that they share") from None
-
-
 def restore(folder, parts, settings, device):
-    """Sets each of the parts (name -> model, optimizer, ...) and the random numbers to the newest
-    state in the folder; returns the state's progress, a dict, {} where there is no state. Raises
+    """Loads the newest state of the folder into the parts (name -> model, optimizer, ...) and the
+    random number generators. Returns its progress, a dict, {} if there is no state. Raises
     InputError for a state that was saved with other settings."""
     state = None
     if distributed.is_first():
@@ -94,23 +90,34 @@ def restore(folder, parts, settings, device):
     if step is None:
         return {}
     if not distributed.is_first():
-        state = load_shared(folder, step)
+        path = state_path(folder, step)
+        try:  # mmap: the processes of a machine have the tensors in memory once
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read by all processes: {reason_of(error)}; the run folder must "
+                "be on a disk that they all have"
+            ) from None
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    if len(state["random"]) == distributed.world_size():  # else dropout is drawn anew
-        set_random_states(state["random"][distributed.rank()], device)
+    # With another number of processes dropout is drawn anew.
+    if len(state["random"]) == distributed.world_size():
+        random = state["random"][distributed.rank()]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and device.startswith("cuda"):
+            torch.cuda.set_rng_state(random["cuda"], device)
     return state["progress"]
 
 
 def is_finished(args):
-    """Whether there is nothing left to do for --resume. Raises InputError if what is finished is
-    another run than this."""
+    """Whether --resume has nothing left to do. Raises InputError if the finished run in the folder
+    is another one."""
     folder = Path(args.output_dir)
     if not args.resume or not (folder / RESULTS).exists():
         return False
     results = read_results(folder)
     names = COMPARED
-    if Path(args.init_path).is_file():  # its sizes were taken, whatever the flags said
+    if Path(args.init_path).is_file():  # the sizes are the checkpoint's, not the flags'
         names = names - {"emb_size", *BACKBONES[args.backbone].sizes}
     saved, now = ({name: given[name] for name in names} for given in (results["args"], vars(args)))
     for split, of_run in results["data"].items():
@@ -120,44 +127,22 @@ def is_finished(args):
     check_settings(saved, now, folder)
     if relation_ids(args.rel2id) != relation_ids(folder / CONFIG):
         raise InputError(f"--rel2id: {args.rel2id} has other relations than the run in {folder}")
-    remove_states(folder)  # killed before it removed them
+    remove_states(folder)  # the run was killed before it removed them
     print(f"finished before: {folder}")
     return True
 
 
 def settings_of(args, data):
-    """What a run that goes on must have in common with its beginning: name -> value."""
+    """What --resume must leave unchanged, name -> value: flags, data and relations."""
     given = {name: x for name, x in vars(args).items() if name not in FREE_TO_CHANGE}
     files = {f"{split} data": x["sha256"] for split, x in data.files.items()}
     relations = hashlib.sha256(json.dumps(data.rel2id, sort_keys=True).encode()).hexdigest()
     return given | files | {"relations": relations}
 
 
-def state_files(folder):
-    """The states of a run folder, the newest first."""
-    return sorted(folder.glob("state-*.pt"), reverse=True)
-
-
-def remove_states(folder):
-    for path in state_files(folder):
-        path.unlink()
-
-
-def random_states(device):
-    """What all random numbers to come depend on (dropout's own generator is seeded by torch's)."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device[:4] == "cuda" else {})
-
-
-def set_random_states(states, device):
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device[:4] == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
 def check_settings(saved, settings, folder):
-    """Raises InputError, naming the first difference, unless the settings (flag -> value) are those
-    that a state was saved with."""
+    """Raises InputError, naming the first difference, unless the settings (name -> value) equal
+    those of the run in the folder."""
     for name in sorted({*saved, *settings}):
         if saved.get(name) != settings.get(name):
             raise InputError(
@@ -168,8 +153,8 @@ def check_settings(saved, settings, folder):
 
 @contextmanager
 def stop_requests():
-    """A list that is no longer empty once Ctrl-C or SIGTERM asked to stop. A second one is not
-    waited for: KeyboardInterrupt."""
+    """A list of the signals, SIGINT (Ctrl-C) or SIGTERM, that asked to stop. The second one raises
+    KeyboardInterrupt."""
     requests = []
 
     def handle(number, frame):
@@ -179,9 +164,6 @@ def stop_requests():
         if distributed.is_first():
             print("\nstopping after this step; once more: at once", file=sys.stderr, flush=True)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield requests  # only the main thread may handle signals
-        return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests

@@ -2,13 +2,14 @@
 
 config.json, model.safetensors, the tokenizer's files   the model, as transformers has it
 results.json            scores, and what they were made from
-metrics.jsonl           an evaluation on dev a line
+metrics.jsonl           one evaluation on dev per line
 predictions.json        the submission for test; with --tune_threshold {dev,test}_tuned.json, with
                         --fusion {dev,test}_fused.json
-patterns.json           of every document the pairs of each pattern
+patterns.json           how many pairs of every document have each pattern
 {dev,test}_margins.xz   the highest margins (engine/margins.py)
 {dev,test}_logits.npz   with --save_logits
 README.md               the model card
+rel2id.json             of a run that only evaluates a run folder: property -> class id
 state-*.pt              of a run that is not finished (engine/resume.py)
 """
 
@@ -29,20 +30,22 @@ from huggingface_hub import EvalResult, ModelCardData, snapshot_download
 
 from encoders.loading import check_encoder
 from engine import distributed
-from engine.checkpoint import INDEX, WEIGHTS, check_fit, load_state, weights_of, write_state
+from engine.checkpoint import WEIGHTS, check_fit, load_state, weights_of, write_state
 from engine.margins import write_margins
-from engine.options import Options, load_config
+from engine.options import SAVED_WITH_MODEL, Options, check_value, saved_with
 from engine.scoring import patterns_of_documents, stack
 from evaluation import ranked_right
 from inputs.files import (
     InputError,
+    read_json,
     reason_of,
+    relation_ids,
     remove_unfinished,
     write_atomically,
     write_json,
 )
 from losses import threshold_of
-from model import DocREModel
+from model import DocREConfig, DocREModel
 from utils import save_arrays
 
 CONFIG = "config.json"
@@ -51,6 +54,7 @@ METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.json"
 PATTERNS = "patterns.json"
 CARD = "README.md"
+RELATIONS = "rel2id.json"
 LOCK = ".lock"
 SPLITS = "dev", "test"
 VERSION = 1  # of results.json; one that has none is of version 1, too
@@ -72,8 +76,14 @@ def margins_file(split):
     return f"{split}_margins.xz"
 
 
-# Of what the hub has of a run, the model and its tokenizer.
-OF_MODEL = [CONFIG, "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "*.model"]
+def state_files(folder):
+    """The saved states of a run folder, the newest first."""
+    return sorted(folder.glob("state-*.pt"), reverse=True)
+
+
+def remove_states(folder):
+    for path in state_files(folder):
+        path.unlink()
 
 
 # --- Who may write into it --------------------------------------------------------------------
@@ -81,10 +91,10 @@ OF_MODEL = [CONFIG, "model*.safetensors", INDEX, "*token*", "vocab*", "merges.tx
 
 @contextmanager
 def locked(folder):
-    """The run folder is this run's alone, until it ends or its process dies. What a killed run was
-    just writing is removed. Raises InputError while another run has it, or if it is not writable.
+    """Locks the run folder for this run until it ends or its process dies, and removes what a
+    killed run was writing. Raises InputError while another run has it, or if it is not writable.
 
-    folder: made where it is missing; "" for an evaluation that writes nothing.
+    folder: created if it is missing; "" for an evaluation that writes nothing.
     """
     if not folder or not distributed.is_first():
         yield
@@ -92,17 +102,19 @@ def locked(folder):
     path, is_new = Path(folder) / LOCK, not os.path.isdir(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(0, "not writable")
-        lock = _lock(path)
-    except BlockingIOError:
-        raise InputError(
-            f"--output_dir {folder}: another run is at work in it; give this one a folder of its "
-            "own"
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: no name of a folder
+        lock = open(path, "w")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"--output_dir {folder}: {reason_of(error)}") from None
     with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"--output_dir {folder}: another run is at work in it; give this one a folder of "
+                "its own"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
         remove_unfinished(folder)
         try:
             yield
@@ -110,49 +122,34 @@ def locked(folder):
             path.unlink(missing_ok=True)
             if is_new:
                 with suppress(OSError):
-                    path.parent.rmdir()  # nothing was written, so a bad flag leaves nothing
-
-
-def _lock(path):
-    """The file at this path, open and locked. Raises BlockingIOError if another process has it."""
-    while True:
-        lock = open(path, "w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise
-        except OSError:
-            return lock  # a file system without locks
-        with suppress(FileNotFoundError):  # its last owner removed it between open and lock
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
-                return lock
-        lock.close()
+                    path.parent.rmdir()  # only if it is empty: a bad flag leaves nothing
 
 
 def clear(folder):
-    """Removes what an earlier run left in its folder."""
-    names = [RESULTS, METRICS, PREDICTIONS, PATTERNS, CARD, CONFIG, WEIGHTS, "rel2id.json"]
+    """Removes the files of an earlier run from its folder."""
+    names = [RESULTS, METRICS, PREDICTIONS, PATTERNS, CARD, CONFIG, WEIGHTS, RELATIONS]
     for split in SPLITS:
         names += [logits_file(split), margins_file(split)]
         names += [submission_file(split, kind) for kind in ("tuned", "fusion")]
     for name in names:
         (folder / name).unlink(missing_ok=True)
-    for path in folder.glob("state-*.pt"):
-        path.unlink()
+    remove_states(folder)
 
 
 # --- The model --------------------------------------------------------------------------------
 
+# The files that are downloaded from a model of the hub.
+OF_MODEL = [CONFIG, "model*.safetensors", "*token*", "vocab*", "merges.txt", "*.model"]
+
 
 def fetch(name, **options):
-    """The run folder that `name` means: a folder, or a model of the hub, downloaded or from its
-    cache; options go to snapshot_download. Raises InputError."""
+    """The run folder called `name`: a folder, or a model of the hub, downloaded or from its cache.
+    options: of snapshot_download. Raises InputError."""
     folder = Path(name)
-    if not os.path.isdir(folder):  # False, not an error, of a name with a NUL
+    if not folder.is_dir():
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=OF_MODEL, **options))
-        except Exception as error:  # no network, no such model, no name of a model, ...
+        except Exception as error:  # the hub raises many types
             raise InputError(
                 f"model {name}: no run folder, nor to be had: {reason_of(error)}"
             ) from None
@@ -162,19 +159,19 @@ def fetch(name, **options):
 
 
 def save_config(model, folder):
-    """Writes config.json, as transformers does, but whole or not at all."""
-    text = model.config.to_json_string(use_diff=False)  # also what transformers has as default
-    write_atomically(Path(folder) / CONFIG, lambda path: path.write_text(text, "utf-8"))
+    """Writes config.json as transformers does, but atomically and with its defaults."""
+    text = model.config.to_json_string(use_diff=False)
+    write_atomically(folder / CONFIG, lambda path: path.write_text(text, "utf-8"))
 
 
 def save_weights(model, folder):
-    """Writes model.safetensors, under the released code's parameter names."""
+    """Writes model.safetensors, with the parameter names of the released code."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_state(Path(folder) / WEIGHTS, state)
+    write_state(folder / WEIGHTS, state)
 
 
 def save_model_files(model, tokenizer, folder):
-    """What a run folder has of a model beside its weights. Raises InputError."""
+    """Writes config.json and the tokenizer's files. Raises InputError."""
     save_config(model, folder)
     try:
         tokenizer.save_pretrained(folder)
@@ -182,9 +179,29 @@ def save_model_files(model, tokenizer, folder):
         raise InputError(f"{folder}: no tokenizer can be written: {error}") from None
 
 
+def load_config(folder):
+    """The DocREConfig of a run folder. Raises InputError unless a model can have all of it."""
+    path = Path(folder) / CONFIG
+    saved = read_json(path)
+    try:
+        if saved.get("model_type") != DocREConfig.model_type:
+            raise InputError(f"model_type: not {DocREConfig.model_type}, so no model of train.py")
+        if not isinstance(saved.get("encoder"), dict):  # a name would load another model
+            raise InputError("encoder: not an object")
+        config = DocREConfig.from_dict(saved)
+        for name, value in saved_with(config).items():
+            check_value(name, value, SAVED_WITH_MODEL[name])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # transformers raises many types
+        raise InputError(f"{path}: not a model's configuration: {reason_of(error)}") from None
+    relation_ids(path)
+    return config
+
+
 def load_model(folder):
-    """The model of a run folder. Raises InputError, where transformers' from_pretrained raises all
-    kinds of errors, or only warns."""
+    """The model of a run folder, in evaluation mode. Raises InputError, where from_pretrained of
+    transformers raises many types of errors, or only warns."""
     folder = Path(folder)
     config, weights = load_config(folder), weights_of(folder)
     state = load_state(weights)
@@ -193,29 +210,27 @@ def load_model(folder):
             if "layers" in name and type(value) is int and value > len(state):
                 raise InputError(f"encoder.{name}: {value} is more than {weights} has parameters")
         check_encoder(config.encoder)
-        # Without memory at first: a wrong number in config.json can ask for more than there is.
+        # First without memory: a wrong number in config.json can ask for more than there is.
         with torch.device("meta"):
             check_fit(DocREModel(config), weights, state)
-        model = DocREModel(config)
-        model.load_state_dict(state)  # it fits, as was just seen
-        _check_runs(model)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}" if str(folder) not in str(error) else error) from None
-    except Exception as error:  # models raise all kinds on a wrong configuration
-        raise InputError(f"{folder}/config.json: not a model's configuration: {error!r}") from None
+        model = DocREModel(config).eval()
+        model.load_state_dict(state)
+        _try_out(model)
+    except InputError:
+        raise
+    except Exception as error:  # a wrong configuration makes models raise many types
+        raise InputError(f"{folder}/{CONFIG}: not a model's configuration: {error!r}") from None
     return model
 
 
 @torch.no_grad()
-def _check_runs(model):
-    """Raises whatever the model does, given eight tokens and two entities: of a configuration, not
-    everything is looked at before."""
+def _try_out(model):
+    """Computes the logits of eight tokens and two entities, because the checks of a configuration
+    do not cover everything. Raises whatever the model raises."""
     ids = torch.zeros(1, 8, dtype=torch.long)
     mentions, pairs = torch.tensor([[1, 4]]), torch.tensor([[0, 0, 1], [0, 1, 0]])
     belongs = torch.eye(2, dtype=torch.bool)[None]
-    was_training = model.training
-    logits = model.eval()(ids, torch.ones_like(ids), mentions, belongs, torch.tensor([2]), pairs)
-    model.train(was_training)
+    logits = model(ids, torch.ones_like(ids), mentions, belongs, torch.tensor([2]), pairs)
     if not logits.isfinite().all():
         raise ValueError("the scores of a first try are not numbers")
 
@@ -224,20 +239,20 @@ def _check_runs(model):
 
 
 def write_metrics(folder, records):
-    """records: of every evaluation so far, a dict."""
+    """Writes metrics.jsonl. records: a dict for every evaluation so far."""
     lines = "".join(json.dumps(x) + "\n" for x in records)
     write_atomically(folder / METRICS, lambda path: path.write_text(lines, "utf-8"))
 
 
 def write_submissions(folder, submissions, kind):
-    """submissions: split -> submission; kind: see `submission_file`."""
+    """Writes submissions, split -> submission. kind: see `submission_file`."""
     for split, submission in submissions.items():
         write_json(folder / submission_file(split, kind), submission, indent=0)
 
 
 def write_outputs(folder, outputs, loss_type, keep_logits=False):
-    """What is kept of the outputs (split -> engine.inference.Output of each document): patterns and
-    the highest margins, with keep_logits all logits."""
+    """Writes the patterns and the highest margins of the outputs, split -> one
+    engine.inference.Output per document; with keep_logits all logits, too."""
     patterns = {x: patterns_of_documents(of_split, loss_type) for x, of_split in outputs.items()}
     write_json(folder / PATTERNS, patterns, indent=0)
     for split, of_split in outputs.items():
@@ -253,7 +268,7 @@ def write_outputs(folder, outputs, loss_type, keep_logits=False):
 
 
 def describe(args, data, commit):
-    """What a run was made from, for results.json: settings, data and software."""
+    """The settings, data and software of a run, for results.json."""
     on_gpu = args.device.startswith("cuda")
     return {
         "version": VERSION,
@@ -269,12 +284,12 @@ def describe(args, data, commit):
 
 
 def commit_of(folder):
-    """The commit that a folder is at, with a + if its files were changed; None if it has none."""
+    """The git commit of a folder, with a + if files were changed; None outside a repository."""
     how = "describe --always --abbrev=40 --exclude=* --dirty=+"
     command = ["git", "-C", folder, *how.split()]
     try:
         result = subprocess.run(command, capture_output=True, text=True)
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         return None
     return result.stdout.strip() or None
 
@@ -312,7 +327,7 @@ def read_results(folder):
     return results | {"args": vars(Options()) | results["args"]}
 
 
-# --- The model card, where the hub looks for scores -------------------------------------------
+# --- The model card, from which the hub takes scores ------------------------------------------
 
 METRICS_OF_CARD = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1"}
 
@@ -331,7 +346,7 @@ was trained and tested on, and every setting, is in results.json.
 
 
 def write_card(folder, config, results):
-    """config: DocREConfig; results: of results.json."""
+    """Writes README.md. config: DocREConfig; results: the content of results.json."""
     name, data = results["args"]["run_name"], results["data"]
     scores = [
         EvalResult(

@@ -14,8 +14,9 @@ from conftest import REL2ID, ROOT, flags, read, shared, small_encoder
 import evaluation
 import train
 from engine import run_folder
+from engine.command_line import parse_runs
 from engine.fit import epoch_groups, make_optimizer, make_schedule
-from engine.options import RECIPE, SAVED_WITH_MODEL, Options, parse_runs, saved_with
+from engine.options import RECIPE, SAVED_WITH_MODEL, Options, saved_with
 from engine.run_folder import load_model, locked
 from evaluation import PATTERNS, count_patterns, evaluate
 from inputs.documents import read_documents

@@ -1,0 +1,126 @@
+"""The runs that a command line of train.py asks for: their settings, completed and checked."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from backbones import BACKBONES
+from engine import distributed
+from engine.device import pick_device
+from engine.options import FLAGS, RECIPE, Options, build_parser, check_value, saved_with
+from engine.run_folder import CONFIG, METRICS, RESULTS, load_config, read_results, state_files
+from inputs.files import InputError, relation_ids
+
+
+def parse_runs(argv=None):
+    """The settings (Options) of every run that the command line asks for: one, or one for each of
+    --seeds, each with a folder of its own. All are checked before any starts. Raises InputError."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    source = args.load_path or args.init_path
+    if source and (Path(source) / CONFIG).is_file():
+        saved, recipe = saved_with(load_config(source)), recipe_of(source)
+        if args.init_path:
+            recipe = {"model_name_or_path": recipe.get("model_name_or_path", source)}
+        parser.set_defaults(rel2id=Path(source) / CONFIG, **recipe | saved)
+    elif args.load_path:  # a released checkpoint does not say which loss it was trained with
+        parser.set_defaults(loss_type=BACKBONES[args.backbone].own_loss)
+    given = vars(parser.parse_args(argv))
+    seeds = given.pop("seeds")
+    runs = [Options(**given)]
+    if seeds:
+        if args.load_path:
+            raise InputError("--seeds: not with --load_path, which trains nothing")
+        if len(set(seeds)) < len(seeds):
+            raise InputError("--seeds: a seed is given twice")
+        runs = [with_seed(runs[0], seed) for seed in seeds]
+    for run in runs:
+        check_args(run)
+    return runs
+
+
+def recipe_of(folder):
+    """The flags that the run in a folder was trained with, name -> value; {} where its results are
+    missing or cannot be read, for an evaluation needs the model alone."""
+    try:
+        args = read_results(folder)["args"]
+    except InputError:
+        return {}
+    return {name: args[name] for name in RECIPE}
+
+
+def with_seed(args, seed):
+    """A copy of the settings for one of several seeds."""
+    args = dataclasses.replace(args, seed=seed)
+    if args.output_dir:
+        args.output_dir = str(Path(args.output_dir) / f"seed{seed}")
+    if args.run_name:
+        args.run_name = f"{args.run_name}-seed{seed}"
+    return args
+
+
+def check_args(args):
+    """Sets the flags that follow from others. Raises InputError for settings that no run can
+    have."""
+    for name in FLAGS:
+        check_value(name, getattr(args, name), f"--{name}")
+    num_class = len(relation_ids(args.rel2id))
+    if args.num_class not in (None, num_class):
+        raise InputError(
+            f"--num_class: {args.num_class}, but {args.rel2id} has {num_class} classes"
+        )
+    args.num_class = num_class
+    count = distributed.world_size()
+    if args.train_batch_size % count and not args.load_path:
+        raise InputError(
+            f"--train_batch_size: {args.train_batch_size} documents cannot be divided among "
+            f"{count} processes"
+        )
+    if args.init_path and args.load_path:
+        raise InputError("--init_path: not with --load_path, which trains nothing")
+    for name in ("load_path", "init_path"):
+        path = getattr(args, name)
+        if path and not Path(path).exists():
+            raise InputError(f"--{name} {path}: no such file or folder")
+    if args.load_path:
+        check_evaluation(args)
+    args.device, args.precision = pick_device(
+        args.device, args.precision, cpu_has_fp16=args.cpu_kernels == "off"
+    )
+    if not args.run_name:
+        path = Path(args.model_name_or_path)
+        encoder = path.parent.name if path.name in ("model", "encoder") else path.name
+        args.run_name = f"{encoder}-{args.backbone}-{args.loss_type}-seed{args.seed}"
+    if not args.output_dir and not args.load_path:
+        args.output_dir = str(Path("runs") / args.run_name)
+    if args.resume and (args.load_path or args.overwrite):
+        raise InputError("--resume: neither with --load_path nor with --overwrite")
+    check_output_dir(args)
+
+
+def check_evaluation(args):
+    """Raises InputError unless --load_path is a file or a run folder, and --output_dir no folder of
+    a training run."""
+    path = Path(args.load_path)
+    if path.is_dir() and not (path / CONFIG).is_file():
+        raise InputError(f"--load_path {path}: not a run folder, it has no {CONFIG}")
+    if args.output_dir and (Path(args.output_dir) / METRICS).is_file():
+        raise InputError(
+            f"--output_dir {args.output_dir}: holds a run that was trained; an evaluation "
+            "(--load_path) goes to a folder of its own"
+        )
+    if args.output_dir and os.path.realpath(args.output_dir) == os.path.realpath(path):
+        raise InputError(f"--output_dir {args.output_dir}: the folder that is evaluated")
+
+
+def check_output_dir(args):
+    """Raises InputError for a folder that holds a run, unless --overwrite or --resume is given."""
+    if args.output_dir and not args.overwrite and not args.resume:
+        folder = Path(args.output_dir)
+        if (folder / RESULTS).exists():
+            raise InputError(f"--output_dir {folder}: holds a finished run; add --overwrite")
+        if state_files(folder):
+            raise InputError(
+                f"--output_dir {folder}: holds an interrupted run; add --resume to go on with it, "
+                "or --overwrite"
+            )
