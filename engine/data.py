@@ -1,4 +1,4 @@
-"""The documents of a run: dev and test, and the features of the training file."""
+"""The data of a run: the documents of dev and test, and the features of all files."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from inputs.documents import iter_documents, read_documents
 from inputs.files import InputError, sha256_of
 from prepro import docred_features
 
-CHUNK = 1000  # documents whose features are made together: each distinct word once
+CHUNK = 1000  # documents whose distinct words are tokenized together
 
 
 @dataclass
 class Data:
-    """documents: split -> list, of dev and test (where there is a test file). features: split ->
-    list (`prepro.docred_features`); of train only where it is trained on.
+    """rel2id: property -> class id. documents: split -> list, for dev and, if there is a test file,
+    test. features: split -> list (`prepro.docred_features`); with train unless the run only
+    evaluates.
 
-    train_facts: the facts by name (`evaluation.named_facts`) of the training file, as far as dev or
-    test have them too, which is all that the Ign scores ask for. frequent: the properties that the
-    freq scores are of. files: split -> its file's name and SHA-256, numbers of documents and
-    distinct facts.
+    train_facts: the facts of the training file by name (`evaluation.named_facts`) that dev or test
+    have, too; the Ign scores need no others. frequent: the properties of the freq scores. files:
+    split -> name and SHA-256 of the file, numbers of documents and distinct facts.
     """
 
     rel2id: dict
@@ -37,7 +37,7 @@ class Data:
 
 
 def read_data(args, rel2id, tokenizer):
-    """Reads and validates the train, dev and test files. Raises InputError at the first fault."""
+    """Reads and validates the train, dev and test files. Raises InputError at the first error."""
     if not args.train_file or not args.dev_file:
         raise InputError("--train_file and --dev_file: both are needed")
     names = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
@@ -56,7 +56,7 @@ def read_data(args, rel2id, tokenizer):
         }
         for split, path in paths.items()
     }
-    # The training file may be large: its documents are read one at a time and not kept.
+    # The training file may be large, so its documents are not kept.
     wanted = set().union(*map(named_facts, documents.values()))
     facts, relations, made = set(), Counter(), []
     stream = iter_documents(paths["train"], rel2id, unique_titles=False)

@@ -1,4 +1,4 @@
-"""Training: the optimizer, one step, and the loop, which can be stopped and go on."""
+"""Training: the optimizer, one step, and the loop, which can be stopped and resumed."""
 
 import dataclasses
 import math
@@ -19,9 +19,9 @@ from losses import evidence_loss
 
 
 def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, own_rates=None):
-    """AdamW without weight decay, as the released codes have it. The encoder learns at
-    learning_rate, new layers faster, at classifier_lr; own_rates: module of the model -> its own
-    learning rate."""
+    """AdamW without weight decay, as in the released codes. learning_rate: of the encoder;
+    classifier_lr: of the new layers; own_rates: module of the model -> its learning rate, where
+    that is another."""
     rates = {"model": learning_rate, "new": classifier_lr, **(own_rates or {})}
     groups = {}
     for name, parameter in model.named_parameters():
@@ -53,36 +53,34 @@ def train_step(
     num_related=None,
     evidence_weight=0.0,
 ):
-    """One step of the optimizer over one accumulation group of batches, as if they were one batch
-    (but for PMTEM, whose entropy is weighted by the batch); returns the loss: its mean over all
-    pairs, plus evidence_weight times the mean evidence loss of the pairs with a relation, for which
-    the batches have sentences and evidence.
+    """One step of the optimizer over the batches of one accumulation group, as if they were one
+    batch (except PMTEM, whose entropy is weighted within a batch). Returns the loss, a scalar
+    tensor: the mean over all pairs, plus evidence_weight times the mean evidence loss over the
+    pairs with a relation (DREEAM), for which the batches need sentences and evidence.
 
-    num_pairs, num_related: pairs of the group, and those with a relation. None: those of `batches`;
-    several processes (`distributed`) have a part of each batch each, and say how many there are in
-    all.
+    num_pairs, num_related: the pairs of the group, and those with a relation, over all processes.
+    None: those of `batches`.
     """
     if num_pairs is None:
         num_pairs = sum(len(batch["pairs"]) for batch in batches)
     if num_related is None and evidence_weight:
         num_related = sum(int((~batch["labels"][:, 0]).sum()) for batch in batches)
-    # The processes' gradients are averaged, so each counts that many times what it has.
+    # Gradients are averaged over the processes, so each has to count as many times its own.
     pair_weight = distributed.world_size() / max(num_pairs, 1)
-    evidence_weight_of_pair = evidence_weight * distributed.world_size() / max(num_related or 0, 1)
+    related_weight = evidence_weight * distributed.world_size() / max(num_related or 0, 1)
     total = 0.0
     for i, batch in enumerate(batches):
         inputs = {k: tensor for k, tensor in batch.items() if k not in ("labels", "evidence")}
-        # Several processes add up their gradients once a step.
-        is_last = i == len(batches) - 1
+        is_last = i == len(batches) - 1  # processes exchange gradients once a step
         with nullcontext() if is_last else getattr(model, "no_sync", nullcontext)():
             with autocast():
                 output = model(**inputs)
             logits = output[0] if evidence_weight else output
-            # A batch without any pair (documents of one entity) has no loss, and zero gradients.
+            # Without any pair (documents of one entity) the loss and the gradients are 0.
             loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
             loss = loss * (len(logits) * pair_weight)
             if evidence_weight:
-                loss = loss + evidence_weight_of_pair * evidence_loss(output[1], batch["evidence"])
+                loss = loss + related_weight * evidence_loss(output[1], batch["evidence"])
             scaler.scale(loss).backward()
         total += loss.detach()
     total = distributed.mean(total)
@@ -96,8 +94,9 @@ def train_step(
 
 
 def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
-    """The document numbers of an epoch, shuffled: groups of batches, the last incomplete group
-    dropped. by_length: sorted by length within every 16 groups, then the groups shuffled again."""
+    """The shuffled indices of the documents of an epoch: a list of groups of batches, without the
+    incomplete last group. by_length: sorted by length within every 16 groups, and then the groups
+    shuffled again."""
 
     def cut(items, size):
         return [items[i : i + size] for i in range(0, len(items), size)]
@@ -106,7 +105,7 @@ def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
     size = batch_size * accumulation
     order = order[: len(order) // size * size]
     if by_length:
-        parts = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
+        parts = cut(order, 16 * size)
         order = [i for part in parts for i in sorted(part, key=lambda i: lengths[i])]
     groups = [cut(group, batch_size) for group in cut(order, size)]
     if by_length:
@@ -119,7 +118,7 @@ class Progress:
     """How far training is, as a saved state keeps it."""
 
     step: int = 0
-    evaluation_is_due: bool = False  # after the last step, before the next
+    evaluation_is_due: bool = False  # before the next step
     seconds: float = 0.0
     losses: list = dataclasses.field(default_factory=list)  # since the last evaluation
     records: list = dataclasses.field(default_factory=list)  # of the evaluations
@@ -141,16 +140,16 @@ def fit(
 ):
     """Trains from `progress` to the end; returns the record of the best evaluation on dev.
 
-    epochs            the groups of documents of one epoch after the other (see `epoch_groups`)
+    epochs            yields the groups of an epoch (see `epoch_groups`), epoch after epoch
     step(group)       trains on a group and returns its loss, a tensor
-    evaluate()        -> the scores on dev, a dict
-    keep(records, is_best)  writes the evaluations so far and, where the last is the best, weights
-    save(progress)    writes the state, to go on from
-    log(values, step) of the loss every 10 steps
+    evaluate()        returns the scores on dev, a dict
+    keep(records, is_best)  writes the evaluations so far and, if the last is the best, the weights
+    save(progress)    writes the state
+    log(values, step) logs the loss every 10 steps
 
-    Every epoch ends with a state and an evaluation, which also come every save_steps and
-    evaluation_steps. Raises InputError for a loss that is no number, KeyboardInterrupt when stopped
-    (after a first Ctrl-C or SIGTERM the state is saved).
+    The state is saved at the end of every epoch and every save_steps; dev is evaluated at the end
+    of every epoch and every evaluation_steps. Raises InputError for a loss that is not finite, and
+    KeyboardInterrupt when stopped (after a first Ctrl-C or SIGTERM the state is saved).
     """
     started = time.perf_counter() - progress.seconds
     pending = []  # losses still on the device
@@ -178,7 +177,7 @@ def fit(
             keep(progress.records, is_best)
         return is_best
 
-    pause = 0.1 if sys.stderr.isatty() else 60  # seconds; a log file needs no animation
+    pause = 0.1 if sys.stderr.isatty() else 60  # seconds between lines; 60 for a log file
     hidden = not distributed.is_first()
     bar = tqdm(None, "train", num_steps, mininterval=pause, disable=hidden, initial=progress.step)
     with bar, stop_requests() as requests:
@@ -197,14 +196,14 @@ def fit(
                 progress.losses += fetch_losses(pending, progress.step)
                 log({"loss": progress.losses[-1]}, progress.step)
                 bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", refresh=False)
-            if saves or stops:  # before the evaluation: a kill in its course loses no step
+            if saves or stops:  # before the evaluation, so that a kill during it loses no step
                 save_now()
             if stops:
                 raise KeyboardInterrupt(
                     f"stopped after step {progress.step} of {num_steps}; the same command with "
                     "--resume goes on"
                 )
-            # The best weights go with a state at or before the same evaluation.
+            # A state follows new best weights, so that a resumed run compares with them.
             if progress.evaluation_is_due and evaluate_now() and not saves:
                 save_now()
         if distributed.any_process(bool(requests)):
@@ -213,8 +212,8 @@ def fit(
 
 
 def fetch_losses(pending, step):
-    """The losses of the last steps, up to `step`, as numbers: waits for the device. Raises
-    InputError if one is no number."""
+    """The losses of the last steps up to `step`, tensors -> numbers; waits for the device. Raises
+    InputError if one is not finite."""
     values = torch.stack(pending).tolist()
     pending.clear()
     for number, value in enumerate(values, step - len(values) + 1):
@@ -227,7 +226,7 @@ def fetch_losses(pending, step):
 
 
 def best_of(records):
-    """The evaluation of the best dev F1, the first of equals."""
+    """The record with the best dev F1, the first of equals."""
     return max(records, key=lambda record: record["dev"]["f1"])
 
 

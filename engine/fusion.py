@@ -1,8 +1,9 @@
-"""DREEAM's fusion at inference (Ma et al., EACL 2023, Section 3.4; after Xie et al., 2022): what a
-model says of a document, and of the pseudo documents that hold a pair's evidence alone, together.
+"""DREEAM's fusion at inference (Ma et al., EACL 2023, Section 3.4; after Xie et al., 2022): the
+predictions for a document are combined with those for pseudo documents, which consist of a pair's
+evidence sentences only.
 
-A triple is a candidate where its relation is among the MOST highest classes of its pair. Its score
-is s_r - s_TH, or s_r - (the lowest of the MOST - 1) where TH is not among them.
+A triple is a candidate if its relation is among the TOP highest classes of its pair. Its score is
+s_r - s_TH, or, if TH is not among these, s_r - (the lowest of them - 1).
 """
 
 from collections import namedtuple
@@ -13,32 +14,33 @@ import torch
 from losses import ZERO_THRESHOLD, threshold_of
 from prepro import candidate_pairs
 
-MOST = 4  # classes of a pair
-ALONE = -10.0  # added to the score of what only the document, or only its pseudo documents say
+TOP = 4  # classes of a pair
+ALONE = -10.0  # added to the score of a triple of the document or its pseudo documents alone
 
 Fused = namedtuple("Fused", "certain uncertain")  # triples; triple -> score
 
 
 def pseudo_documents(document, pairs, sentence_attention, threshold):
-    """The parts of a document that are its pairs' evidence: a list of (pseudo document, entities of
-    `document` that are its own), each distinct set of sentences once.
+    """The pseudo documents of a document: a list of (pseudo document, indices of its entities in
+    `document`), one for each distinct set of evidence sentences of a pair.
 
-    pairs [P, 2]; sentence_attention [P, S]: a sentence above the threshold is evidence. Where no
-    mention of the head (tail) is in it, the first sentence that has one is added. A pair without
-    evidence has no pseudo document.
+    pairs [P, 2]; sentence_attention [P, S]: a sentence above the threshold is evidence. If no
+    mention of the head (tail) is in the evidence, the first sentence with one is added. A pair
+    without evidence has no pseudo document.
     """
-    where = [sorted({m["sent_id"] for m in mentions}) for mentions in document["vertexSet"]]
+    sentences_of = [sorted({m["sent_id"] for m in mentions}) for mentions in document["vertexSet"]]
     chosen = {}
     for pair, above in zip(pairs.tolist(), np.asarray(sentence_attention) > threshold, strict=True):
         sentences = set(np.flatnonzero(above).tolist())
         if sentences:
-            sentences |= {where[e][0] for e in pair if sentences.isdisjoint(where[e])}
+            sentences |= {sentences_of[e][0] for e in pair if sentences.isdisjoint(sentences_of[e])}
             chosen[tuple(sorted(sentences))] = None
     return [pseudo_document(document, sentences) for sentences in chosen]
 
 
 def pseudo_document(document, sentences):
-    """The document's sentences of these numbers, and its entities that they mention."""
+    """The document of these sentences (sorted indices) and the entities mentioned in them; and the
+    indices of these entities."""
     index = {number: i for i, number in enumerate(sentences)}
     entities, mentions = [], []
     for e, of_entity in enumerate(document["vertexSet"]):
@@ -56,8 +58,8 @@ def pseudo_document(document, sentences):
 
 
 def triple_scores(logits, pairs, loss_type):
-    """(head, tail, class) -> score, of the candidates among the logits [P, classes]."""
-    top = logits.topk(min(MOST, logits.shape[1]), dim=1)
+    """(head, tail, class) -> score of the candidates. logits [P, classes]; pairs [P, 2]."""
+    top = logits.topk(min(TOP, logits.shape[1]), dim=1)
     threshold = threshold_of(logits, loss_type)
     if loss_type not in ZERO_THRESHOLD:
         has_threshold = (top.indices == 0).any(1, keepdim=True)
@@ -74,9 +76,10 @@ def triple_scores(logits, pairs, loss_type):
 
 
 def fuse(whole, parts):
-    """A document's triples from its own scores and those of its pseudo documents (a list of
-    `triple_scores`, in the document's entities): what both find positive is certain; else the sum
-    of the two scores, or the only one and ALONE, decides."""
+    """The Fused triples of a document, from its own scores and those of its pseudo documents
+    (`triple_scores` and a list of them, with the document's entities). A triple is certain if both
+    scores are positive; of several pseudo documents the highest counts. Otherwise its score is the
+    sum of the two, or the only one plus ALONE."""
     best = {}
     for scores in parts:
         for triple, score in scores.items():
@@ -92,17 +95,17 @@ def fuse(whole, parts):
 
 
 def select(fused, threshold):
-    """The triples of a document that are predicted, sorted."""
+    """The predicted triples of a document, sorted."""
     return sorted(
         [*fused.certain, *(x for x, score in fused.uncertain.items() if score > threshold)]
     )
 
 
 def fuse_documents(documents, outputs, loss_type, evidence_threshold, logits_of):
-    """One Fused a document, and the number of pseudo documents.
+    """A list of one Fused per document, and the number of pseudo documents.
 
-    outputs: an engine.inference.Output a document; logits_of: documents -> their logits, a list of
-    [pairs, classes].
+    outputs: one engine.inference.Output per document; logits_of: documents -> a list of their
+    logits, [pairs, classes].
     """
     parts, owners = [], []
     for i, (document, output) in enumerate(zip(documents, outputs, strict=True)):
@@ -123,12 +126,13 @@ def fuse_documents(documents, outputs, loss_type, evidence_threshold, logits_of)
 
 
 def facts_of(document, rel2id):
-    """(head, tail, class) of its labels: a set."""
+    """The labels of a document, a set of (head, tail, class)."""
     return {(x["h"], x["t"], rel2id[x["r"]]) for x in document["labels"]}
 
 
 def fused_predictions(fused, documents, num_class, threshold):
-    """Multi-hot predictions of all pairs, [P, classes] bool, document by document."""
+    """The predictions for the pairs of all documents, multi-hot [P, num_class] bool. fused: one
+    Fused per document; threshold: for the scores of uncertain triples."""
     parts = []
     for of_document, document in zip(fused, documents, strict=True):
         index = {pair: i for i, pair in enumerate(map(tuple, candidate_pairs(document).tolist()))}

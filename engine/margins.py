@@ -1,17 +1,17 @@
-"""What a run keeps of its scores: the highest margins s_r - s_TH of a split, packed.
+"""The highest margins s_r - s_TH of a split, which a run keeps in a small file.
 
-All logits of Re-DocRED's dev split take 70 MB, its 60,000 highest margins 145 KB; with the
-documents they give precision and recall for every threshold that predicts fewer relations.
+All logits of Re-DocRED's dev split take 70 MB, its 60,000 highest margins 145 KB. With the
+documents these give precision and recall for every threshold that predicts fewer relations.
 
-A file is packed by lzma (.xz) and holds, every number in little-endian order:
+A file is compressed by lzma (.xz) and holds, with little-endian numbers:
 
     header     MAGIC, then as uint64 the number of entries, relations, pairs and related pairs
-    entries    the index pair * relations + r - 1 of each, rising; the first as it is, of the others
-               the difference from the one before; varints: seven bits a byte, the lowest first, and
-               the eighth bit set in all bytes of a number but its last
+    entries    the sorted indices pair * relations + r - 1: the first, and then the differences, as
+               varints: seven bits in a byte, the lowest first; the eighth bit is set in all bytes
+               of a number but the last
     margins    of each entry as float16
-    ranking    a bit for each pair that has a true relation, in order, the lowest bit of a byte
-               first: whether its true relations outrank all false ones
+    ranking    one bit for each pair that has a true relation, the lowest bit of a byte first:
+               whether its true relations outrank all false ones
 """
 
 import lzma
@@ -25,16 +25,15 @@ from inputs.files import InputError, write_atomically
 KEPT = 60_000
 MAGIC = b"margins1"
 HEADER = struct.Struct("<8s4Q")
-PLACES = 7 * np.arange(10, dtype=np.uint64)  # of a varint's groups of bits
+SHIFTS = 7 * np.arange(10, dtype=np.uint64)  # of the groups of bits in a varint
 
 
 def write_margins(path, margins, labels, ranked_right):
-    """Keeps the KEPT highest margins of a split; of equal ones at the cut, those of the lowest
-    index. The same arrays give the same bytes.
+    """Writes the KEPT highest margins of a split; of those equal to the lowest, the first. The same
+    arrays give the same bytes.
 
-    margins: s_r - s_TH, [pairs, classes], without a limit on the relations of a pair; class 0 does
-    not count. labels: multi-hot, [pairs, classes]. ranked_right: see `evaluation.ranked_right`,
-    [pairs].
+    margins: s_r - s_TH, [pairs, classes], of all relations of a pair; class 0 is left out. labels:
+    multi-hot, [pairs, classes]. ranked_right: [pairs], see `evaluation.ranked_right`.
     """
     margins, related = margins[:, 1:], labels[:, 1:].any(1)
     pairs, relations = margins.shape
@@ -58,9 +57,9 @@ def write_margins(path, margins, labels, ranked_right):
 
 
 def read_margins(path):
-    """What `write_margins` kept: `pair`, `relation` (a class id) and `margin` (float16) of each
-    entry, by pair and relation; `ranked_right` of each related pair (bool); and the numbers
-    `num_pairs` and `num_relations`. Raises InputError."""
+    """The content of a file of `write_margins`, a dict: `pair`, `relation` (class id) and `margin`
+    (float16) of each entry, sorted by pair and relation; `ranked_right` of each related pair
+    (bool); and the numbers `num_pairs` and `num_relations`. Raises InputError."""
     try:
         content = lzma.decompress(Path(path).read_bytes())
         magic, entries, relations, pairs, related = HEADER.unpack_from(content)
@@ -82,13 +81,13 @@ def read_margins(path):
         }
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # whatever lzma, struct and numpy raise on a foreign file
+    except Exception as error:  # lzma, struct and numpy raise many types on a foreign file
         raise InputError(f"{path}: not a file of margins: {error}") from None
 
 
 def _to_varints(numbers):
-    """The bytes of numbers that are not negative, [n]."""
-    groups = numbers.astype(np.uint64)[:, None] >> PLACES
+    """Numbers that are not negative, [n] -> bytes."""
+    groups = numbers.astype(np.uint64)[:, None] >> SHIFTS
     more = groups[:, 1:] > 0  # whether a byte follows
     groups = (groups & 127).astype(np.uint8)
     groups[:, :-1] |= more.astype(np.uint8) << 7
@@ -97,7 +96,7 @@ def _to_varints(numbers):
 
 
 def _from_varints(data):
-    """The numbers of the bytes that `_to_varints` made, [n] int64."""
+    """Bytes of `_to_varints` -> numbers, [n] int64."""
     data = np.frombuffer(data, np.uint8)
     starts = np.flatnonzero(np.append(True, data[:-1] < 128)[: len(data)])
     lengths = np.diff(starts, append=len(data))

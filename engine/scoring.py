@@ -1,8 +1,8 @@
 """Outputs of a model (engine/inference.py) -> predictions and scores: decode, score, tune, fuse.
 
-`data` is engine.data.Data, `split` "dev" or "test"; outputs: one Output for each of its documents.
-decoding: how logits become predictions: loss_type, num_labels (losses.decode) and
-evidence_threshold (a sentence with more of a pair's attention is its evidence).
+data: engine.data.Data; split: "dev" or "test"; outputs: one Output per document of the split;
+loss_type, num_labels: see losses.decode; evidence_threshold: a sentence with more of a pair's
+attention is its evidence.
 """
 
 import time
@@ -17,21 +17,21 @@ from prepro import pairs_of
 
 
 def score(outputs, data, split, *, loss_type, num_labels, evidence_threshold, shift=0.0):
-    """All scores of a split with the threshold shifted, and the submission."""
+    """All scores of a split, name -> number, and the submission. shift: see losses.decode."""
     logits, labels = stack(outputs)
     predicted = decode(logits, loss_type, num_labels, shift)
     scores, submission = score_predictions(predicted, outputs, data, split, evidence_threshold)
     threshold = threshold_of(logits, loss_type).numpy()
     patterns = evaluation.count_patterns(logits.numpy(), labels.numpy(), threshold, shift)
-    # Where the threshold lies: how many relations score above it, in pairs that have one.
+    # The mean number of relations above the threshold, over the pairs with a relation.
     above = (logits[:, 1:].numpy() - threshold > shift).sum(1)[labels[:, 1:].any(1).numpy()]
     above = {"above_threshold": float(above.mean()) if len(above) else 0.0}
     return scores | patterns | above, submission
 
 
 def score_predictions(predicted, outputs, data, split, evidence_threshold):
-    """The official scores of multi-hot predictions of all pairs, [P, classes], and the
-    submission."""
+    """The official scores of multi-hot predictions [P, classes] for the pairs of all documents, and
+    the submission."""
     attention = [output.sentence_attention for output in outputs]
     submission = to_official(
         predicted, data.features[split], data.rel2id, attention, evidence_threshold
@@ -43,7 +43,7 @@ def score_predictions(predicted, outputs, data, split, evidence_threshold):
 
 
 def patterns_of_documents(outputs, loss_type):
-    """How many pairs of each document have each of evaluation.PATTERNS, a list of lists."""
+    """For each document the number of pairs with each of evaluation.PATTERNS, a list of lists."""
     counts = []
     for logits, labels, _ in outputs:
         threshold = threshold_of(logits, loss_type).numpy()
@@ -53,7 +53,7 @@ def patterns_of_documents(outputs, loss_type):
 
 
 def stack(outputs):
-    """Logits and labels of all pairs, document by document, [P, classes] each."""
+    """Logits and labels of the pairs of all documents, [P, classes] each."""
     logits, labels, _ = zip(*outputs, strict=True)
     return torch.cat(logits), torch.cat(labels)
 
@@ -62,8 +62,8 @@ def stack(outputs):
 
 
 def predicted_facts(predicted, features, rel2id):
-    """Multi-hot predictions of all pairs -> (number of the document, of its pair, {title, h_idx,
-    t_idx, r}) for each relation that is predicted."""
+    """Yields (index of the document, index of the pair in it, {title, h_idx, t_idx, r}) for each
+    predicted relation. predicted: multi-hot [P, classes] for the pairs of all documents."""
     name_of = {number: name for name, number in rel2id.items()}
     start = 0
     for i, feature in enumerate(features):
@@ -77,9 +77,9 @@ def predicted_facts(predicted, features, rel2id):
 
 
 def to_official(predicted, features, rel2id, sentence_attention=None, evidence_threshold=0.2):
-    """Multi-hot predictions of all pairs -> a submission: a list of {title, h_idx, t_idx, r}, and
-    with sentence_attention (of each document [P, S]) evidence: the sentences with more of a pair's
-    attention than the threshold."""
+    """Multi-hot predictions [P, classes] for the pairs of all documents -> a submission: a list of
+    {title, h_idx, t_idx, r}, with sentence_attention (for each document [P, S]) also evidence: the
+    sentences with more of the pair's attention than the threshold."""
     submission = []
     above = [(x > evidence_threshold).numpy() for x in sentence_attention or ()]
     for i, row, fact in predicted_facts(predicted, features, rel2id):
@@ -93,10 +93,10 @@ def to_official(predicted, features, rel2id, sentence_attention=None, evidence_t
 
 
 def tune(outputs, data, loss_type, num_labels):
-    """The shift of the threshold with the best dev F1, and with it the threshold of evidence with
-    the best dev evidence F1; the scores of every split with both, and the submissions.
+    """The shift of the threshold with the best dev F1, the evidence threshold that then has the
+    best dev evidence F1, and the scores of every split with both: a dict; and the submissions.
 
-    outputs: split -> its outputs, "dev" among them.
+    outputs: split -> its outputs, with "dev".
     """
     logits, labels = stack(outputs["dev"])
     above = margins(logits, loss_type, num_labels).numpy()
@@ -117,13 +117,13 @@ def tune(outputs, data, loss_type, num_labels):
 
 
 def shift_curve(margins, labels):
-    """Everything that a shift of the threshold can predict, from nothing to all that may be.
+    """All distinct sets of predictions that a shift of the threshold gives, the smallest first.
 
     margins, labels: [pairs, classes] arrays; a relation is predicted where its margin (see
     losses.margins; -inf: never) exceeds the shift. Returns (shifts, correct, predicted), [K + 1]
-    each for K distinct margins: falling shifts, one for each distinct set of predictions, and how
-    many relations it predicts and how many of these are right. A shift stands in the middle
-    between the two margins that it parts, or at 0 where they lie on either side of it.
+    each for K distinct margins: the falling shifts, one for each set, and the numbers of correct
+    and of all relations in the set. A shift is the middle of the two margins that it separates, or
+    0 where 0 lies between them.
     """
     margins, labels = np.asarray(margins), np.asarray(labels) > 0
     possible = margins > -np.inf
@@ -131,7 +131,7 @@ def shift_curve(margins, labels):
     order = np.argsort(-values)
     values, right = values[order], right[order]
     last = np.flatnonzero(np.append(values[1:] != values[:-1], len(values) > 0))
-    predicted = np.append(0, last + 1)  # equal margins fall together
+    predicted = np.append(0, last + 1)  # equal margins are predicted together
     correct = np.append(0, right.cumsum()[last])
     levels = values[last]
     upper, lower = np.append(np.inf, levels), np.append(levels, -np.inf)
@@ -139,16 +139,16 @@ def shift_curve(margins, labels):
     with np.errstate(invalid="ignore"):  # inf - inf where no relation is possible
         shifts = lower / 2 + upper / 2
     shifts[0], shifts[-1] = lower[0], np.nextafter(upper[-1], lower[-1])
-    shifts = np.where(shifts < upper, shifts, lower)  # neighbouring numbers have no middle
+    shifts = np.where(shifts < upper, shifts, lower)  # adjacent floats have no middle
     shifts = np.where((lower <= 0) & (upper > 0), 0, shifts)
     return shifts, correct, predicted
 
 
 def best_shift(margins, labels, gold):
-    """The shift of the threshold with the best micro F1; of equal ones, the nearest to 0.
+    """The shift of the threshold with the best micro F1 of all; of equal ones, the nearest to 0.
 
-    gold: number of facts to be found (`len(gold_facts(documents))`), which may be more than
-    `labels` has. Exact: no other shift gives a better F1. For the rest see `shift_curve`.
+    margins, labels: see `shift_curve`. gold: the number of facts (`len(gold_facts(documents))`),
+    which can be more than `labels` has.
     """
     shifts, correct, predicted = shift_curve(margins, labels)
     f1 = evaluation.f1_score(correct, predicted, gold)
@@ -157,15 +157,15 @@ def best_shift(margins, labels, gold):
 
 
 def best_evidence_threshold(predicted, features, rel2id, sentence_attention, gold):
-    """The part of a pair's attention that a sentence has to exceed for the best evidence F1 of
-    these predictions. gold: triple -> its evidence (`evaluation.gold_facts`)."""
+    """The evidence threshold with the best evidence F1 of these predictions (see
+    `predicted_facts`). gold: triple -> its evidence (`evaluation.gold_facts`)."""
     found, right = [], []
     for i, row, x in predicted_facts(predicted, features, rel2id):
         evidence = gold.get((x["title"], x["h_idx"], x["t_idx"], x["r"]), ())
         found += sentence_attention[i][row].tolist()
         right += [sentence in evidence for sentence in range(sentence_attention[i].shape[1])]
     total = sum(len(set(sentences)) for sentences in gold.values())
-    # In the precision in which it is applied: a finer middle would be rounded to a neighbour.
+    # float32, in which it is applied: a middle in float64 could be rounded to one of the two.
     found = np.array(found, dtype=np.float32)
     return best_shift(found[:, None], np.array(right)[:, None], total)
 
@@ -174,9 +174,9 @@ def best_evidence_threshold(predicted, features, rel2id, sentence_attention, gol
 
 
 def fuse(outputs, data, logits_of, loss_type, evidence_threshold):
-    """The scores of every split together with pseudo documents (engine/fusion.py), with the
-    threshold that is best on dev, and the submissions. logits_of: documents -> their logits, a list
-    (Predictor.logits)."""
+    """The scores of every split with pseudo documents (engine/fusion.py) and the threshold that is
+    best on dev, a dict; and the submissions. outputs: split -> its outputs; logits_of: documents ->
+    a list of logits (Predictor.logits)."""
     results, submissions, fused, counts, seconds = {}, {}, {}, {}, {}
     for split, of_split in outputs.items():
         started = time.perf_counter()
@@ -198,8 +198,8 @@ def fuse(outputs, data, logits_of, loss_type, evidence_threshold):
 
 
 def best_fusion_threshold(fused, gold):
-    """The score that an uncertain triple has to exceed for the best micro F1. fused: a
-    `engine.fusion.Fused` a document; gold: of each a set of triples."""
+    """The threshold for the scores of uncertain triples with the best micro F1. fused: one
+    `engine.fusion.Fused` per document; gold: a set of triples per document."""
     scores, right, correct, predicted = [], [], 0, 0
     for (certain, uncertain), truth in zip(fused, gold, strict=True):
         predicted += len(certain)

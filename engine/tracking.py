@@ -1,4 +1,4 @@
-"""Runs at wandb, without an account by default."""
+"""Logging to wandb."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from engine import distributed
 
 
 def start_wandb(args):
-    """A function (record, step) that logs to wandb, or to nowhere; needs no account by default. A
-    run that goes on, goes on there, too: its folder keeps wandb's name of it."""
+    """A function (record, step) that logs to wandb, or, by default and in all processes but the
+    first, does nothing. A resumed run continues wandb's run, whose id its folder keeps."""
     if args.wandb == "disabled" or not distributed.is_first():
         return lambda record, step: None
     import wandb
 
     if wandb.run:
-        wandb.finish()  # the run of the seed before
+        wandb.finish()  # of the previous seed
     settings = {"project": args.proj_name, "name": args.run_name, "mode": args.wandb}
     if args.output_dir:
         path = Path(args.output_dir) / "wandb.txt"
@@ -27,11 +27,11 @@ def start_wandb(args):
 
 
 def test_scores(results):
-    """The scores on test of results.json, by the names that wandb shows them under."""
-    kinds = {
+    """The test scores of results.json under their names in wandb, such as test_tuned/f1."""
+    groups = {
         "test": results,
-        "test_tuned": results.get("tuned"),
-        "test_fused": results.get("fusion"),
+        "test_tuned": results.get("tuned", {}),
+        "test_fused": results.get("fusion", {}),
     }
-    scores = {kind: x["test"] for kind, x in kinds.items() if x and "test" in x}
-    return {f"{kind}/{name}": x for kind, of_kind in scores.items() for name, x in of_kind.items()}
+    scores = {group: x["test"] for group, x in groups.items() if "test" in x}
+    return {f"{group}/{name}": x for group, found in scores.items() for name, x in found.items()}
