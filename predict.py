@@ -1,4 +1,4 @@
-"""Relations in new documents: a run folder, or a model of the hub, and documents without labels.
+"""Relations in new documents, with a run folder or a model of the hub.
 
     python predict.py --model runs/demo --input documents.json --output relations.json
     python predict.py --model runs/demo --input documents.json --html page.html
@@ -8,12 +8,11 @@
     extractor = RelationExtractor.from_pretrained("runs/demo")
     extractor({"text": "Ada was born in Paris.", "entities": [[{"start": 0, "end": 3}], ...]})
 
-inputs/span_documents.py says what is read, inputs/spacy_documents.py what spaCy makes of a text
-(--text). The whole input is checked before a model is loaded; documents of --input are then
-decoded, predicted and written a window at a time, so that memory grows by the bytes of the input
-alone. Titles need not be unique, for there is one record for each document, in the order of the
-input. In the official format, which tells documents apart by title alone, two with one title are
-refused.
+inputs/span_documents.py describes the input, inputs/spacy_documents.py how spaCy makes documents of
+a text (--text). The whole input is validated before the model is loaded. The documents of --input
+are then decoded, predicted and written a few batches at a time, so only the bytes of the input stay
+in memory. There is one record per document, in the order of the input, so titles need not be unique
+except in the official format, which tells documents apart by title.
 """
 
 import os
@@ -47,16 +46,21 @@ from inputs.span_documents import read_new_documents
 from viewing import page
 from viewing.formats import FORMATS
 
-if __name__ != "__main__":  # imported, so perhaps for nlp.add_pipe("docre")
-    with suppress(Exception):  # no spaCy, or one that does not load
+if __name__ != "__main__":  # imported, so nlp.add_pipe("docre") may follow
+    with suppress(Exception):  # spaCy is not installed, or cannot be loaded
         import engine.spacy_component  # noqa: F401
 
-# A title may be a file's name that is not UTF-8: what cannot be encoded is written as its escape.
+# A title can be the name of a file that is not UTF-8: such characters are written as escapes.
 ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
+OPTIONS = (  # of RelationExtractor
+    *("device", "precision", "batch_size", "max_seq_length"),
+    *("evidence_threshold", "threshold_shift", "fusion"),
+)
 
 
 def write_output(records, path, form="relations"):
-    """Writes a file, which appears at the end, whole, or standard output, "-"."""
+    """Writes records (see RelationExtractor.__call__) to a file, atomically, or to standard output,
+    "-". form: one of viewing.formats.FORMATS."""
     write_records = FORMATS[form]
     if path != "-":
 
@@ -69,7 +73,7 @@ def write_output(records, path, form="relations"):
     try:
         write_records(records, sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
@@ -95,10 +99,9 @@ def parse_args(argv=None):
         help="a sentence with more of a pair's attention is evidence; default: the model's",
     )
     add("--threshold_shift", type=float, default=0.0, help="what train.py --tune_threshold found")
-    add("--fusion", action="store_true", help="also predict the pairs' evidence alone")
+    add("--fusion", action="store_true", help="also predict on pseudo documents of the evidence")
     args = parser.parse_args(argv)
-    limited = args.batch_size, args.max_seq_length, args.evidence_threshold
-    check_options(*limited, args.threshold_shift, args.fusion)
+    check_options(**{x: getattr(args, x) for x in OPTIONS[2:]})
     if args.output is None and not args.html:
         args.output = "-"
     if args.output not in (None, "-"):
@@ -110,7 +113,7 @@ def parse_args(argv=None):
 
 
 def check_writable(flag, path):
-    """Raises InputError now for what would fail when the work is done."""
+    """Raises InputError before the work, unless a file can be written there after it."""
     if os.path.isdir(path):
         raise InputError(f"{flag} {path}: is a folder")
     if not os.path.isdir(path.parent):
@@ -121,7 +124,8 @@ def check_writable(flag, path):
 
 
 def read_texts(paths, ner, unique_titles):
-    """The documents that a spaCy pipeline makes of text files, a list. Raises InputError."""
+    """The list of documents that the spaCy pipeline `ner` makes of text files. unique_titles: two
+    documents with one title are an error. Raises InputError."""
     nlp, documents = load_pipeline(ner), []
     texts = [(read_text(path, nlp.max_length), path) for path in paths]
     for doc, path in tqdm(nlp.pipe(texts, as_tuples=True), ner, len(texts), disable=None):
@@ -138,17 +142,16 @@ def main(argv=None):
     transformers.utils.logging.disable_progress_bar()
     folder = fetch(args.model)
     rel2id = relation_ids(folder / "config.json")
-    alone = args.format == "official" and args.output is not None
+    unique_titles = args.format == "official" and args.output is not None
     if args.text:
-        documents = partial(iter, read_texts(args.text, args.ner, alone))
+        documents = partial(iter, read_texts(args.text, args.ner, unique_titles))
     else:
         content = read_bytes(args.input)
         name = "standard input" if args.input == "-" else args.input
-        documents = partial(read_new_documents, content, name, rel2id, unique_titles=alone)
-    total = sum(1 for _ in documents())  # whatever is wrong is said now
-    options = args.device, args.precision, args.batch_size, args.max_seq_length
-    options = *options, args.evidence_threshold, args.threshold_shift, args.fusion
-    extractor = RelationExtractor(load_model(folder), load_tokenizer(folder), *options)
+        documents = partial(read_new_documents, content, name, rel2id, unique_titles)
+    total = sum(1 for _ in documents())  # raises InputError for an invalid document
+    options = {x: getattr(args, x) for x in OPTIONS}
+    extractor = RelationExtractor(load_model(folder), load_tokenizer(folder), **options)
 
     expected = total if args.output else min(total, page.LIMIT)
     started, num_relations, shown = time.perf_counter(), 0, []

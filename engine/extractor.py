@@ -1,4 +1,4 @@
-"""Documents -> relations, with a trained model: what predict.py, Python and spaCy users call."""
+"""Documents -> relations with a trained model, for predict.py, Python and spaCy."""
 
 import math
 from itertools import islice
@@ -16,13 +16,13 @@ from inputs.span_documents import new_documents, sentence_text
 from losses import decode, threshold_of
 from prepro import pairs_of
 
-WINDOW = 16  # batches; so many documents are in memory at once, and sorted by length
+WINDOW = 16  # batches whose documents are in memory at once, and sorted by length
 SHOWN_SENTENCES = 3
 MENTION_FIELDS = "name", "type", "sent_id", "pos", "start", "end"
 
 
 def check_options(batch_size, max_seq_length, evidence_threshold, threshold_shift, fusion):
-    """Raises InputError, by the name of predict.py's flag, for what no model can do."""
+    """Raises InputError, naming the flag of predict.py, for values that no model can have."""
     if batch_size < 1:
         raise InputError(f"--batch_size: {batch_size} is less than 1")
     if max_seq_length is not None and max_seq_length < 3:  # [CLS], a word, [SEP]
@@ -36,14 +36,14 @@ def check_options(batch_size, max_seq_length, evidence_threshold, threshold_shif
 
 
 class RelationExtractor:
-    """Documents -> relations, with a model and its tokenizer.
+    """Documents -> relations with a model and its tokenizer.
 
-    device, precision: as in train.py. batch_size: documents at once. max_seq_length: longer
-    documents are cut there; evidence_threshold: a sentence with more of a pair's
-    attention is its evidence; None: the model's own. threshold_shift: added to the threshold of the
-    relations, see losses.decode; train.py --tune_threshold finds it. fusion: also predict the
-    pairs' evidence alone (engine/fusion.py; train.py --fusion finds its threshold, to which no
-    shift is added). Raises InputError.
+    device, precision: as in train.py. batch_size: in documents. max_seq_length: in tokens, longer
+    documents are cut; evidence_threshold: a sentence with more of a pair's attention is its
+    evidence; None for both: the model's own. threshold_shift: added to the threshold of the
+    relations (losses.decode); train.py --tune_threshold finds it. fusion: also predict on pseudo
+    documents (engine/fusion.py), with the threshold that train.py --fusion found and saved in the
+    model. Raises InputError.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class RelationExtractor:
                 "--fusion: the model has no fusion_threshold; train.py --fusion finds it"
             )
         self.rel2id = config.label2id
-        self.device, precision = pick_device(device, precision)
+        device, precision = pick_device(device, precision)
         self.max_seq_length = max_seq_length or config.max_seq_length
         self.predictor = Predictor(
-            model.to(self.device).eval(),
+            model.to(device),
             tokenizer,
             max_seq_length=self.max_seq_length,
             batch_size=batch_size,
@@ -81,11 +81,11 @@ class RelationExtractor:
         self.threshold_shift, self.fusion = threshold_shift, fusion
         self.property_of = {number: name for name, number in self.rel2id.items()}
         self.names = read_json(META_DIR / "rel_info.json")
-        self.num_cut = 0  # documents that were longer than max_seq_length, so far
+        self.num_cut = 0  # documents so far that were longer than max_seq_length
 
     @classmethod
     def from_pretrained(cls, name, **options):
-        """name: a run folder or a model of the hub; options: as of the class."""
+        """name: a run folder or a model of the hub; options: those of the class."""
         folder = fetch(name)
         return cls(load_model(folder), load_tokenizer(folder), **options)
 
@@ -93,27 +93,26 @@ class RelationExtractor:
         """The record of one document, or the records of a list of documents:
 
         title      str
-        relations  a list, by head, tail and class:
-            head, tail  {entity: its number, name: of its first mention, mentions: name, type,
-                        sent_id and pos of each; of a text's also start and end}
+        relations  a list, sorted by head, tail and class, of
+            head, tail  {entity: index, name: of its first mention, mentions: name, type, sent_id
+                        and pos of each; for a text also start and end}
             relation    property, e.g. "P17"
             name        of the property
-            score       how far its logit lies above the threshold (below, if negative, which needs
-                        fusion or a shift)
-            evidence    the sentences that show it: those with more of the pair's attention than
-                        evidence_threshold, numbers
-            sentences   the (at most three) that the pair attends to most: {sentence: its number,
-                        weight: part of the pair's attention, text}. The rest of the attention
-                        lies on other sentences and on the special tokens.
+            score       logit minus threshold (negative only with fusion or a shift)
+            evidence    indices of the sentences with more of the pair's attention than
+                        evidence_threshold
+            sentences   the three that the pair attends to most: {sentence: index, weight: their
+                        fraction of the pair's attention, text}. The rest lies on other sentences
+                        and on the special tokens.
 
-        and of a document with labels also
+        A document with labels also has
 
-            correct     of each relation: whether it is one of them
-        missed     the labels that were not found, as relations, and of each
-            pattern     the pair's, of evaluation.PATTERNS: FN_CRK, FN_IRK, or else some other
+            correct     for each relation: whether it is one of the labels
+        missed     the labels that were not predicted, as relations, each with
+            pattern     of the pair (evaluation.PATTERNS): FN_CRK, FN_IRK, or FP if another
                         relation was predicted
 
-        Raises InputError at the first fault of a document, before any is predicted.
+        Raises InputError at the first invalid document, before any is predicted.
         """
         one = isinstance(documents, dict)
         documents = list(new_documents([documents] if one else documents, self.rel2id))
@@ -121,8 +120,8 @@ class RelationExtractor:
         return records[0] if one else records
 
     def stream(self, documents):
-        """(document, record) for each of any number of validated documents in DocRED format, in
-        their order; batches are made of documents of like length within a window."""
+        """Yields (document, record) for validated documents in DocRED format, in their order.
+        Within WINDOW batches, documents of similar length are put into one batch."""
         documents = iter(documents)
         while window := list(islice(documents, WINDOW * self.batch_size)):
             yield from zip(window, self._predict(window), strict=True)
@@ -131,26 +130,23 @@ class RelationExtractor:
         features = self.predictor.features(documents)
         self.num_cut += sum(f["sentence_bounds"][-1] > self.max_seq_length - 2 for f in features)
         records = [None] * len(documents)
-        for numbers, outputs in self.predictor.batches(features):
-            chosen = [documents[i] for i in numbers]
-            pairs = [pairs_of(features[i]) for i in numbers]
-            predicted = self._decode(chosen, outputs)
-            for i, *of_document in zip(numbers, chosen, pairs, outputs, predicted, strict=True):
-                records[i] = self._record(*of_document)
+        for numbers, outputs in self.predictor.predict_batches(features):
+            predicted = self._decode([documents[i] for i in numbers], outputs)
+            for i, output, of_document in zip(numbers, outputs, predicted, strict=True):
+                records[i] = self._record(documents[i], pairs_of(features[i]), output, of_document)
         return records
 
     def _decode(self, documents, outputs):
-        """What is predicted of each document, multi-hot [P, classes]."""
+        """The predictions for each document, multi-hot [P, classes] bool."""
         config = self.model.config
-        if self.fusion:
-            options = config.loss_type, self.evidence_threshold, self.predictor.logits
-            fused, _ = fuse_documents(documents, outputs, *options)
-            predicted = fused_predictions(
-                fused, documents, config.num_labels, config.fusion_threshold
-            )
-            return predicted.split([len(output.logits) for output in outputs])
-        options = config.loss_type, config.labels_per_pair, self.threshold_shift
-        return [decode(output.logits, *options) > 0 for output in outputs]
+        if not self.fusion:
+            settings = config.loss_type, config.labels_per_pair, self.threshold_shift
+            return [decode(output.logits, *settings) > 0 for output in outputs]
+        fused, _ = fuse_documents(
+            documents, outputs, config.loss_type, self.evidence_threshold, self.predictor.logits
+        )
+        predicted = fused_predictions(fused, documents, config.num_labels, config.fusion_threshold)
+        return predicted.split([len(output.logits) for output in outputs])
 
     def _record(self, document, pairs, output, predicted):
         """The record of one document; pairs [P, 2], predicted [P, classes]."""
@@ -159,7 +155,7 @@ class RelationExtractor:
         scores = (logits - threshold_of(logits, self.model.config.loss_type)).numpy()
         attention, labels, predicted = attention.numpy(), labels.numpy(), predicted.numpy()
         patterns = prediction_patterns(scores, labels, self.threshold_shift)
-        if self.fusion:  # which decides otherwise than the scores of the document alone
+        if self.fusion:  # predictions do not follow from the document's own scores
             missed = prediction_patterns(scores, labels, np.inf)
             patterns = np.where(predicted[:, 1:].any(1), PATTERNS.index("FP"), missed)
         record = {"title": document["title"], "relations": []}
@@ -168,15 +164,14 @@ class RelationExtractor:
         for row, number in facts.tolist():
             number += 1
             name, (head, tail) = self.property_of[number], pairs[row].tolist()
-            of_pair = attention[row]
             relation = {
                 "head": _entity(document, head),
                 "tail": _entity(document, tail),
                 "relation": name,
                 "name": self.names.get(name, name),
                 "score": round(float(scores[row, number]), 4),
-                "evidence": np.flatnonzero(of_pair > self.evidence_threshold).tolist(),
-                "sentences": _attended_sentences(document, of_pair),
+                "evidence": np.flatnonzero(attention[row] > self.evidence_threshold).tolist(),
+                "sentences": _attended_sentences(document, attention[row]),
             }
             if not predicted[row, number]:
                 relation["pattern"] = PATTERNS[patterns[row]]
@@ -195,7 +190,7 @@ def _entity(document, number):
 
 
 def _attended_sentences(document, attention):
-    """The sentences with most of a pair's attention [S]."""
+    """The SHOWN_SENTENCES sentences with the largest part of a pair's attention [S]."""
     attention = np.round(attention.astype(np.float64), 4)
     order = np.argsort(-attention, kind="stable")[:SHOWN_SENTENCES].tolist()
     return [

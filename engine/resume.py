@@ -18,7 +18,7 @@ import torch
 from backbones import BACKBONES
 from engine import distributed
 from engine.options import COMPARED, FREE_TO_CHANGE
-from engine.run_folder import CONFIG, RESULTS, read_results, remove_states, state_files
+from engine.run_folder import CONFIG, RESULTS, read_results, remove_states, state_file, state_files
 from inputs.files import (
     InputError,
     printable,
@@ -43,14 +43,10 @@ def save_state(folder, parts, settings, progress, device):
         return
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"settings": settings, "progress": progress, "random": random}
-    path = state_path(folder, progress["step"])
+    path = folder / state_file(progress["step"])
     write_atomically(path, lambda temporary: torch.save(state, temporary), RuntimeError)
     for path in state_files(folder)[2:]:
         path.unlink()
-
-
-def state_path(folder, step):
-    return folder / f"state-{step:08d}.pt"
 
 
 def load_state(folder):
@@ -90,7 +86,7 @@ def restore(folder, parts, settings, device):
     if step is None:
         return {}
     if not distributed.is_first():
-        path = state_path(folder, step)
+        path = folder / state_file(step)
         try:  # mmap: the processes of a machine have the tensors in memory once
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except OSError as error:

@@ -64,7 +64,7 @@ NAMES = {float: "number", str: "text", dict: "object"}  # of kinds of fields
 
 
 def submission_file(split, kind):
-    """kind: "tuned" or "fusion", as in results.json."""
+    """The name of the file of a submission. kind: "tuned" or "fusion", as in results.json."""
     return f"{split}_{'fused' if kind == 'fusion' else kind}.json"
 
 
@@ -74,6 +74,10 @@ def logits_file(split):
 
 def margins_file(split):
     return f"{split}_margins.xz"
+
+
+def state_file(step):
+    return f"state-{step:08d}.pt"
 
 
 def state_files(folder):
@@ -103,7 +107,7 @@ def locked(folder):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path, "w")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except OSError as error:
         raise InputError(f"--output_dir {folder}: {reason_of(error)}") from None
     with lock:
         try:
@@ -142,13 +146,13 @@ def clear(folder):
 OF_MODEL = [CONFIG, "model*.safetensors", "*token*", "vocab*", "merges.txt", "*.model"]
 
 
-def fetch(name, **options):
-    """The run folder called `name`: a folder, or a model of the hub, downloaded or from its cache.
-    options: of snapshot_download. Raises InputError."""
+def fetch(name):
+    """The path of the run folder called `name`: a folder, or a model of the hub, downloaded or from
+    its cache. Raises InputError."""
     folder = Path(name)
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(str(name), allow_patterns=OF_MODEL, **options))
+            folder = Path(snapshot_download(str(name), allow_patterns=OF_MODEL))
         except Exception as error:  # the hub raises many types
             raise InputError(
                 f"model {name}: no run folder, nor to be had: {reason_of(error)}"
@@ -171,12 +175,9 @@ def save_weights(model, folder):
 
 
 def save_model_files(model, tokenizer, folder):
-    """Writes config.json and the tokenizer's files. Raises InputError."""
+    """Writes config.json and the tokenizer's files."""
     save_config(model, folder)
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:  # tokenizers raises Exception itself
-        raise InputError(f"{folder}: no tokenizer can be written: {error}") from None
+    tokenizer.save_pretrained(folder)
 
 
 def load_config(folder):

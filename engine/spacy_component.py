@@ -1,6 +1,6 @@
 """The spaCy component "docre": relations between the entities of a pipeline.
 
-    import spacy, predict                    # predict makes the component known to spaCy
+    import spacy, predict                    # predict registers the component
 
     nlp = spacy.load("en_core_web_sm")
     nlp.add_pipe("docre", config={"model": "runs/demo"})
@@ -22,20 +22,11 @@ from spacy.util import minibatch
 from engine.extractor import RelationExtractor
 from inputs.spacy_documents import text_documents
 
-DEFAULTS = {
-    "device": "auto",
-    "precision": "auto",
-    "batch_size": 8,
-    "evidence_threshold": None,
-    "threshold_shift": 0.0,
-    "fusion": False,
-}
-
 
 @dataclass(frozen=True)
 class Relation:
-    """head, tail: the entities' mentions; relation: property, e.g. "P17", and its name; score: how
-    far its logit lies above the threshold; evidence: the sentences that show it."""
+    """head, tail: the mentions of the entity; relation: property, e.g. "P17", and its name; score:
+    logit minus threshold; evidence: sentences."""
 
     head: list[Span]
     tail: list[Span]
@@ -45,24 +36,19 @@ class Relation:
     evidence: list[Span]
 
 
-@Language.factory(
-    "docre",
-    assigns=["doc._.relations"],
-    requires=["doc.ents", "doc.sents"],
-    default_config=DEFAULTS,
-)
+@Language.factory("docre", assigns=["doc._.relations"], requires=["doc.ents", "doc.sents"])
 def make_component(
     nlp,
     name: str,
     model: str,
-    device: str,
-    precision: str,
-    batch_size: int,
-    evidence_threshold: float | None,
-    threshold_shift: float,
-    fusion: bool,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 8,
+    evidence_threshold: float | None = None,
+    threshold_shift: float = 0.0,
+    fusion: bool = False,
 ):
-    """model: a run folder or a model of the hub; the others: as of RelationExtractor."""
+    """model: a run folder or a model of the hub; the rest: as in RelationExtractor."""
     return Component(
         RelationExtractor.from_pretrained(
             model,
@@ -84,7 +70,7 @@ class Component:
         return next(self.pipe([doc]))
 
     def pipe(self, docs, batch_size=64):
-        """The documents with their relations, batch_size of them at a time."""
+        """Yields the documents with their relations. batch_size: documents taken at a time."""
         for group in minibatch(docs, batch_size):
             distinct = {id(doc): doc for doc in group}.values()
             parts = [(doc, part) for doc in distinct for part in text_documents(doc, "")]
@@ -98,7 +84,7 @@ class Component:
 
 
 def _as_numbers(x, part):
-    """A relation of a record with (start, end) in characters for mentions and sentences."""
+    """A relation of a record as a tuple; mentions and sentences are (start, end) in characters."""
     ends = [[(m["start"], m["end"]) for m in x[end]["mentions"]] for end in ("head", "tail")]
     sentences = (part["offsets"][number] for number in x["evidence"])
     evidence = [(words[0][0], words[-1][1]) for words in sentences]
@@ -106,11 +92,11 @@ def _as_numbers(x, part):
 
 
 def _relations(doc):
-    def spans(ranges):  # expand: tokens may have been merged since
+    def spans(ranges):  # "expand", because tokens may have been merged meanwhile
         return [doc.char_span(start, end, alignment_mode="expand") for start, end in ranges]
 
     length, found = doc.user_data.get("docre", (0, []))
-    if length != len(doc.text):  # of the document that this one was cut from
+    if length != len(doc.text):  # the relations are those of the document that this is a part of
         return []
     return [
         Relation(spans(head), spans(tail), relation, name, score, spans(evidence))
