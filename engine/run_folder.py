@@ -30,7 +30,7 @@ from huggingface_hub import EvalResult, ModelCardData, snapshot_download
 
 from encoders.loading import check_encoder
 from engine import distributed
-from engine.checkpoint import WEIGHTS, check_fit, load_state, weights_of, write_state
+from engine.checkpoint import INDEX, WEIGHTS, check_fit, load_state, weights_of, write_state
 from engine.margins import write_margins
 from engine.options import SAVED_WITH_MODEL, Options, check_value, saved_with
 from engine.scoring import patterns_of_documents, stack
@@ -106,19 +106,14 @@ def locked(folder):
     path, is_new = Path(folder) / LOCK, not os.path.isdir(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")
+        lock = _lock(path)
+    except BlockingIOError:
+        raise InputError(
+            f"--output_dir {folder}: another run is at work in it; give this one a folder of its own"
+        ) from None
     except OSError as error:
         raise InputError(f"--output_dir {folder}: {reason_of(error)}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"--output_dir {folder}: another run is at work in it; give this one a folder of "
-                "its own"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
         remove_unfinished(folder)
         try:
             yield
@@ -127,6 +122,23 @@ def locked(folder):
             if is_new:
                 with suppress(OSError):
                     path.parent.rmdir()  # only if it is empty: a bad flag leaves nothing
+
+
+def _lock(path):
+    """The file at this path, open and locked. Raises BlockingIOError if another process has it."""
+    while True:
+        lock = open(path, "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise
+        except OSError:
+            return lock  # a file system without locks
+        with suppress(FileNotFoundError):  # its last owner removed it between open and lock
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock
+        lock.close()
 
 
 def clear(folder):
@@ -143,7 +155,7 @@ def clear(folder):
 # --- The model --------------------------------------------------------------------------------
 
 # The files that are downloaded from a model of the hub.
-OF_MODEL = [CONFIG, "model*.safetensors", "*token*", "vocab*", "merges.txt", "*.model"]
+OF_MODEL = [CONFIG, "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "*.model"]
 
 
 def fetch(name):
