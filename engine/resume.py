@@ -27,6 +27,7 @@ from inputs.files import (
     sha256_of,
     write_atomically,
 )
+from losses import all_options, loss_label
 
 
 def save_state(folder, parts, settings, progress, device):
@@ -115,7 +116,11 @@ def is_finished(args):
     names = COMPARED
     if Path(args.init_path).is_file():  # the sizes are the checkpoint's, not the flags'
         names = names - {"emb_size", *BACKBONES[args.backbone].sizes}
-    saved, now = ({name: given[name] for name in names} for given in (results["args"], vars(args)))
+    names = names - all_options().keys()  # None and the default are the same: labels are compared
+    saved, now = (
+        {name: given[name] for name in names} | {"loss": loss_label(given["loss_type"], given)}
+        for given in (results["args"], vars(args))
+    )
     for split, of_run in results["data"].items():
         path = Path(args.data_dir) / now[f"{split}_file"]
         if of_run and path.is_file():

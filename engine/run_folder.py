@@ -109,7 +109,8 @@ def locked(folder):
         lock = _lock(path)
     except BlockingIOError:
         raise InputError(
-            f"--output_dir {folder}: another run is at work in it; give this one a folder of its own"
+            f"--output_dir {folder}: another run is at work in it; give this one a folder of its "
+            "own"
         ) from None
     except OSError as error:
         raise InputError(f"--output_dir {folder}: {reason_of(error)}") from None
