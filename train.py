@@ -71,8 +71,8 @@ def train_and_evaluate(args, data=None):
     log, best = start_wandb(args), None
     if not args.load_path:
         best = train(args, data, predictor, folder, log)
-    elif folder and distributed.is_first():
-        run_folder.clear(folder)
+    elif folder and distributed.is_first() and (folder / run_folder.RESULTS).exists():
+        run_folder.clear(folder)  # what the evaluation before this one left
     outputs = {split: predict(predictor, data, split) for split in data.documents}
     if distributed.is_first():
         results = run_folder.describe(args, data, commit)
