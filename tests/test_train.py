@@ -72,7 +72,10 @@ def test_same_seed_same_numbers(demo, finished, tmp_path, monkeypatch):
 def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     where = ["--data_dir", str(demo), "--load_path", str(finished), "--device", "cpu"]
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/README.md").write_text("somebody's")
     train.main([*where, "--output_dir", str(tmp_path / "eval")])
+    assert (tmp_path / "eval/README.md").read_text() == "somebody's"
     trained, evaluated = read(finished / "results.json"), read(tmp_path / "eval/results.json")
     assert evaluated["test"] == trained["test"] and evaluated["dev"] == trained["dev"]
     assert read(tmp_path / "eval/rel2id.json") == REL2ID  # which report.py asks for
