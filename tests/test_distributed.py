@@ -17,7 +17,7 @@ from test_train import flags, without_times
 
 import train
 from engine import distributed, resume
-from engine.options import parse_runs
+from engine.command_line import parse_runs
 from inputs.files import InputError, write_json
 
 

@@ -259,7 +259,7 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(monkeypatch):
         return alpha * sat_loss(logits, labels)
 
     monkeypatch.setitem(LOSSES, "Mine", mine)
-    (field,) = [field for name, _, field in options.of_losses() if name == "alpha"]
+    (field,) = [field for name, _, field in options.loss_flags() if name == "alpha"]
     assert field.default is None and field.metadata["help"] == "of Mine (default 2.0)"
     assert field.metadata["saved"]
     logits, labels = torch.randn(3, 5), torch.eye(5)[:3]
