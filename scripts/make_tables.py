@@ -1,0 +1,211 @@
+"""Writes the tables of the pages anew: what stands between <!-- table: NAME --> and <!-- end -->.
+
+    python scripts/make_tables.py            # after new runs in results/, or a change of TABLES
+    python scripts/make_tables.py --check    # exit code 1 if a page is not current
+
+Scores come from the runs' results.json, differences and their intervals from report.json.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# A column is named by a score of KEYS or as results.json names it: "F1" is of test, "dev F1" of
+# dev, "shifted F1" of test with the threshold shifted to the best dev F1.
+KEYS = {
+    "F1": "f1",
+    "Ign F1": "ign_f1",
+    "macro F1": "macro_f1",
+    "frequent F1": "freq_f1",
+    "long-tail F1": "long_tail_f1",
+    "intra F1": "intra_f1",
+    "inter F1": "inter_f1",
+}
+PAPERS = {  # a score -> where meta/paper_results.json has it
+    "F1": ("table3_bert_base_micro", "F1"),
+    "Ign F1": ("table3_bert_base_micro", "Ign_F1"),
+    "macro F1": ("table7_bert_base_macro", "F1"),
+    **{x: ("table4_patterns_percent", x) for x in ("F/(T+F)", "FN/F", "FN_CRK/FN")},
+}
+
+
+def read(path):
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+# --- What makes a table: (folder of results/, rows, columns) -> the cells of the rows -----------
+
+
+def scores(folder, rows, columns):
+    """Mean ± standard deviation over the seeds. A row names run folders of all seeds (ATL) or one
+    (ATL-seed1)."""
+    for row in rows:
+        runs = runs_of(folder, row)
+        yield [score_text(column, runs) for column in columns]
+
+
+def runs_of(folder, row):
+    name = row if "-seed" in row else f"{row}-seed*"
+    runs = [read(path) for path in ROOT.glob(f"results/{folder}/{name}/results.json")]
+    return sorted(runs, key=lambda run: run["args"]["seed"])
+
+
+def score_text(column, runs):
+    split, key = split_and_key(column)
+    if column == "seeds":
+        return seeds_text(run["args"]["seed"] for run in runs)
+    if column == "commit":
+        return runs[0]["commit"][:7]
+    if column == "shift":
+        return mean_text([run["tuned"]["shift"] for run in runs], "+.2f")
+    if split == "shifted":
+        runs, split = [run["tuned"] for run in runs], "test"
+    values = [run[split][key] for run in runs]
+    if key in ("FP", "FN_CRK", "FN_IRK"):
+        return f"{statistics.mean(values):,.0f}"
+    return mean_text([100 * x for x in values], ".2f")
+
+
+def split_and_key(column):
+    """dev Ign F1 -> dev, ign_f1"""
+    split, score = re.fullmatch("(?:(dev|shifted) )?(.*)", column).groups()
+    return split or "test", KEYS.get(score, score)
+
+
+def seeds_text(values):
+    return ", ".join(map(str, values))
+
+
+def mean_text(values, form):
+    text = f"{statistics.mean(values):{form}}"
+    return f"{text} ± {statistics.stdev(values):.2f}" if len(values) > 1 else text
+
+
+def differences(folder, rows, columns):
+    """HingeABL minus other losses, with 95 % intervals, as the report has them. A row is a loss, or
+    BACKBONE/LOSS."""
+    (group,) = read(f"results/{folder}/report/report.json")["groups"]
+    kinds = {"test": "test", "shifted": "tuned", "dev": "patterns"}
+    for row in rows:
+        *backbone, loss = row.replace("-", ":").split("/")
+        pair = {"loss": "HingeABL", "backbone": "".join(backbone) or "atlop", "against": loss}
+        cells = []
+        for column in columns:
+            split, key = split_and_key(column)
+            (found,) = (x for x in group["significance"][kinds[split]] if pair.items() <= x.items())
+            cells.append((seeds_text if key == "seeds" else difference_text)(found[key]))
+        yield cells
+
+
+def difference_text(x):
+    return f"{x['difference']:+.2f} ({x['low']:.2f} to {x['high']:.2f})"
+
+
+def overtaking(folder, rows, _):
+    """The epoch from which HingeABL's dev F1 stays the higher one, and its lead after the last
+    epoch, seed by seed."""
+    for row in rows:
+        seeds, epochs, ends = [run["args"]["seed"] for run in runs_of(folder, row)], [], []
+        for seed in seeds:
+            curves = [dev_curve(folder, f"{loss}-seed{seed}") for loss in ("HingeABL", row)]
+            lead = [first - second for first, second in zip(*curves, strict=True)]
+            behind = [epoch for epoch, x in enumerate(lead, 1) if x < 0]
+            epochs.append("never" if lead[-1] < 0 else str(behind[-1] + 1 if behind else 1))
+            ends.append(f"{100 * lead[-1]:+.2f}")
+        yield list(map(seeds_text, (seeds, epochs, ends)))
+
+
+def dev_curve(folder, run):
+    text = (ROOT / f"results/{folder}/{run}/metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line)["dev"]["f1"] for line in text.splitlines()]
+
+
+def papers(_, rows, columns):
+    """The paper's own numbers."""
+    numbers = read("meta/paper_results.json")
+    for loss in rows:
+        cells = [numbers[table].get(loss, {}).get(name) for table, name in map(PAPERS.get, columns)]
+        yield ["–" if x is None else f"{x:.2f}" for x in cells]
+
+
+# --- The tables -------------------------------------------------------------------------------
+
+OF_PAPER = "ATL balance_softmax AML AFL SAT MeanSAT HingeABL"
+LATER = "PMTEM NCRL ATGL"
+OTHERS = OF_PAPER.replace("HingeABL", f"HingeABL-joint {LATER}")
+ALL = f"{OF_PAPER} HingeABL-joint {LATER}"
+MINI = "ATL MeanSAT HingeABL HingeABL-joint"
+CDR = "ATL-seed1 ATL-seed5 ATL-seed66 HingeABL-seed1 HingeABL-seed5 HingeABL-seed66"
+ON_TEST = "loss, seeds, F1, Ign F1, precision, recall, macro F1, FN/F, FN_CRK/FN"
+ON_DEV = "loss, seeds, dev FP, dev FN_CRK, dev FN_IRK, dev F/(T+F), dev FN/F, dev FN_CRK/FN"
+IF_SHIFTED = "loss, seeds, shift, shifted F1, shifted Ign F1, shifted precision, shifted recall"
+
+# page, name of the table, what makes it, folder of results/, rows, columns (first that of the rows)
+TABLES = [
+    ("README.md", "losses", scores, "redocred-992", "ATL balance_softmax AFL MeanSAT HingeABL",
+     "loss, seeds, F1, Ign F1, FN/F, FN_CRK/FN, shifted F1"),
+    ("docs/results.md", "differences", differences, "redocred-992",
+     f"{OTHERS} docunet/balance_softmax kd_docre/AFL", "against, seeds, F1, Ign F1, macro F1"),
+    ("docs/results.md", "losses", scores, "redocred-992", ALL, ON_TEST),
+    ("docs/results.md", "patterns", scores, "redocred-992", ALL, ON_DEV),
+    ("docs/results.md", "overtaking", overtaking, "redocred-992",
+     "ATL balance_softmax AML AFL SAT MeanSAT PMTEM NCRL ATGL",
+     "against, seeds, ahead from epoch, lead after epoch 20"),
+    ("docs/results.md", "shifted", scores, "redocred-992", ALL,
+     f"{IF_SHIFTED}, shifted frequent F1, shifted long-tail F1, shifted macro F1"),
+    ("docs/results.md", "differences, shifted", differences, "redocred-992", OTHERS,
+     "against, seeds, F1, shifted F1"),
+    ("docs/results.md", "mpnet", scores, "redocred-992-mpnet", "ATL HingeABL",
+     f"{ON_TEST}, shift, shifted F1"),
+    ("docs/results.md", "cdr", scores, "cdr", "ATL HingeABL",
+     "loss, seeds, F1, Ign F1, precision, recall, shift, shifted F1"),
+    ("docs/results.md", "mini", scores, "redocred-mini", MINI, f"{ON_TEST}, dev F1"),
+    ("docs/results.md", "mini, shifted", scores, "redocred-mini", MINI,
+     "loss, F1, shift, shifted F1, shifted precision, shifted recall"),
+    ("docs/results.md", "the paper's", papers, None, OF_PAPER,
+     "loss, F1, Ign F1, macro F1, F/(T+F), FN/F, FN_CRK/FN"),
+    ("docs/performance.md", "precisions", scores, "precision",
+     "mini/bf16 mini/fp32 demo/bf16 demo/fp32", "corpus, seeds, F1, Ign F1, shifted F1"),
+    ("results/cdr/README.md", "runs", scores, "cdr", CDR,
+     "loss, commit, F1, Ign F1, precision, recall, intra F1, inter F1, shift, shifted F1"),
+]  # fmt: skip
+
+
+def with_tables(page, text):
+    """The text of a page with its tables as they are to be."""
+    for of, name, make, folder, rows, columns in TABLES:
+        if of == page:
+            rows, head = rows.split(), columns.split(", ")
+            lines = [head, ["---"] * len(head)]
+            for row, cells in zip(rows, make(folder, rows, head[1:]), strict=True):
+                label = row.replace("-seed", ", seed ").replace("-", ":").replace("/", ": ")
+                lines.append([label, *cells])
+            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            begin, end = f"<!-- table: {name} -->", "<!-- end -->"
+            new = f"{begin}\n\n{table}\n\n{end}"
+            text, count = re.subn(f"{begin}.*?{end}", new, text, flags=re.DOTALL)
+            if count != 1:
+                sys.exit(f"{page}: {begin} ... {end} is there {count} times, not once")
+    return text
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Writes the tables of the pages anew.")
+    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
+    check = parser.parse_args(argv).check
+    for page in dict.fromkeys(page for page, *_ in TABLES):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        new = with_tables(page, text)
+        if check and new != text:
+            sys.exit(f"{page}: its tables are not current; python scripts/make_tables.py")
+        if new != text:
+            (ROOT / page).write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
