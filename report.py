@@ -32,8 +32,8 @@ from inputs.files import (
 from losses import LOSSES
 from prepro import candidate_pairs
 from reporting import figures
+from reporting.groups import find_runs, group_runs, read_curve, read_pair, read_shifts
 from reporting.markdown import cell_text, to_markdown
-from reporting.runs import find_runs, group_runs, read_curve, read_pair, read_shifts
 from reporting.tables import data_tables, frame_of, group_tables, make_table, significance
 
 # --- Data files -------------------------------------------------------------------------------

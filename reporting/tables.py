@@ -1,4 +1,4 @@
-"""The numbers of the report: the paper's tables from groups of runs (see runs.py) and from data.
+"""The numbers of the report: the paper's tables from groups of runs (see groups.py) and from data.
 
 A table of runs is a dict: name, title, columns, rows; a row has backbone, loss, seeds and cells,
 column -> {mean, std (sample; None of one run), n} and, where the paper has the table, "paper".
@@ -12,7 +12,7 @@ import pandas as pd
 from engine.run_folder import FAULTS, PREDICTIONS, submission_file
 from evaluation import PATTERNS, RATIOS, named_facts, pattern_ratios
 from inputs.files import InputError
-from reporting.runs import SCORES
+from reporting.groups import SCORES
 from reporting.statistics import paired_bootstrap, read_counts, scores_of_counts
 
 # Columns of a table -> columns of `frame_of`.

@@ -19,7 +19,7 @@ import report
 from inputs.files import InputError, run_main
 from losses import LOSSES, loss_label, read_label
 from reporting import figures
-from reporting.runs import find_runs, group_runs, read_curve
+from reporting.groups import find_runs, group_runs, read_curve
 from reporting.tables import data_tables
 
 PAPER = read(ROOT / "meta/paper_results.json")

@@ -14,7 +14,7 @@ from conftest import ROOT, read, shared
 
 from evaluation import RATIOS
 from inputs.files import InputError, read_json, sha256_of
-from reporting.runs import find_runs, group_runs
+from reporting.groups import find_runs, group_runs
 from reporting.tables import frame_of, group_tables
 
 sys.path.insert(0, str(ROOT / "scripts"))
