@@ -111,25 +111,6 @@ def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, tmp_path):
     assert_same_end(output, whole)
 
 
-@pytest.mark.slow
-def test_a_stop_saves_and_one_process_goes_on(steady, tmp_path):
-    """Stopped in two processes, taken up by one: the end of a run in one."""
-    more = "--num_train_epochs", "6", "--save_steps", "1"
-    whole, output = tmp_path / "whole", tmp_path / "a"
-    process = start(*flags(steady, output, *more))
-    wait_for_state(process, output)
-    process.send_signal(signal.SIGTERM)
-    (line,) = said(process)
-    assert line.startswith("stopped after step") and line.endswith("--resume goes on")
-    assert resume.state_files(output)
-    train.main([*flags(steady, output, *more), "--resume"])
-    train.main(flags(steady, whole, *more))
-    ours, theirs = load_file(output / "model.safetensors"), load_file(whole / "model.safetensors")
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
-    assert read(output / "predictions.json") == read(whole / "predictions.json")
-
-
 def test_a_batch_is_divided_among_the_processes(demo, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

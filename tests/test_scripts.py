@@ -158,27 +158,6 @@ def table3(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_at_once(table3, tmp_path):
-    start, _ = table3
-    result = start(JOBS="2", SLEEP="1")
-    lines = [x for x in result.stdout.splitlines() if x[0] == "["]
-    assert result.returncode == 1 and result.stderr.strip() == "failed: AML-seed1 AML-seed5"
-    assert sorted(x.split("]")[0] for x in lines) == [f"[{k} of 8" for k in range(1, 9)]
-    times = []
-    for loss in ("ATL", "HingeABL-joint-m3", "HingeABL"):
-        for seed in (1, 5):
-            words = (tmp_path / f"out/{loss}-seed{seed}.log").read_text().split()
-            times.append(tuple(map(float, words[-3:-1])))
-            assert words[-1] == "1"  # thread
-    together = [
-        sum(a < moment < b for a, b in times) for moment, _ in ((a + 0.2, b) for a, b in times)
-    ]
-    assert max(together) == 2
-    result = start(JOBS="0")
-    assert result.returncode == 2 and "error: JOBS=0: not a number of runs at once" in result.stderr
-
-
-@pytest.mark.slow
 def test_an_interrupt_ends_all_runs_and_all_go_on_later(table3, tmp_path):
     start, _ = table3
     process = start(subprocess.Popen, JOBS="2", SLEEP="60")
@@ -213,7 +192,7 @@ def test_run_table3(table3, tmp_path):
     assert " left" in lines[1] and " left" not in lines[15]
     assert "failed after" in lines[3] and "error: AML fails here" in lines[3]
     assert (tmp_path / "out/ATL-seed1/results.json").stat().st_mtime_ns == first
-    again = start(LOSSES="HingeABL", flags=["--fail"])
+    again = start(LOSSES="HingeABL", flags=["--fail"], SLEEP="0")
     assert again.returncode == 1 and again.stderr.strip() == "failed: HingeABL-seed1 HingeABL-seed5"
     assert again.stdout.startswith("2 runs, 0 to do;")
     assert "[1 of 2] HingeABL seed 1: failed after" in again.stdout
@@ -230,8 +209,6 @@ def test_run_table3(table3, tmp_path):
     assert seeds["Other losses"] == {x: [1, 5] for x in later}
     result = start(LOSSES="ATL:m3")
     assert result.returncode == 2 and "error: LOSSES: ATL:m3: :m3 is unknown" in result.stderr
-    result = start(LOSSES="HingeABL ATL HingeABL:m5")  # 5 is the default
-    assert result.returncode == 2 and "error: HingeABL seed 1 is asked for twice" in result.stderr
 
 
 @pytest.mark.slow
@@ -249,9 +226,8 @@ def test_run_table2(table3, tmp_path):
     own = ["balance_softmax", "AFL", "ATL"]
     assert [x["loss"] for x in ran] == [x for loss in own for x in (loss, "HingeABL")]
     assert (out / "dreeam-e0.1-HingeABL-seed1").is_dir()
-    for name in ("dream", "atlop:m3"):
-        result = start(name="run_table2.sh", BACKBONES=name)
-        assert result.returncode == 2 and f"error: BACKBONES: {name}" in result.stderr
+    result = start(name="run_table2.sh", BACKBONES="dream")
+    assert result.returncode == 2 and "error: BACKBONES: dream" in result.stderr
 
 
 def test_gpus_are_processes(tmp_path):

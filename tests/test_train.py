@@ -21,7 +21,6 @@ from engine.run_folder import load_model, locked
 from evaluation import PATTERNS, count_patterns, evaluate
 from inputs.documents import read_documents
 from inputs.files import UNFINISHED, InputError
-from losses import LOSSES
 from model import DocREConfig
 from utils import make_deterministic, set_seed
 
@@ -161,8 +160,8 @@ def test_a_model_older_than_a_flag_has_its_default():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_every_loss_learns(demo, tmp_path, loss_type):
+@pytest.mark.parametrize("loss_type", ["ATL", "balance_softmax", "PMTEM"])
+def test_other_losses_learn(demo, tmp_path, loss_type):
     more = "--loss_type", loss_type, "--num_train_epochs", "3", "--test_file", ""
     train.main(flags(demo, tmp_path / "run", *more))
     losses = [r["loss"] for r in without_times(tmp_path / "run")]
