@@ -1,4 +1,4 @@
-"""Run folders -> the tables and figures of the paper, beside the paper's own numbers.
+"""Run folders -> the tables and figures of the paper, with the paper's own numbers.
 
     python report.py --runs runs/table3-bert --out runs/table3-bert/report \\
         --data_dir dataset/redocred --pair "Ross Alger" "University of Toronto" Canadian
@@ -46,42 +46,42 @@ def read_split(path, classes, is_train):
 
 
 def documents_of(group, data_dir):
-    """The documents that a group's runs were made of, split -> documents, as far as data_dir (None:
-    no folder) has them; all that are in files of their names, whatever is in them; and notes on
-    files that are missing, not as they were, or at fault."""
-    as_they_were, here, notes = {}, {}, []
+    """Of the data files of a group's runs in data_dir (None: no folder) the documents of those
+    with the recorded SHA-256, split -> documents; the documents of all files with these names; and
+    notes on files that are missing, changed or broken."""
+    of_runs, of_folder, notes = {}, {}, []
     for split, record in group["data"].items() if data_dir else ():
         faults = []
         for name in file_names(group, split):
             try:
                 path = data_file(data_dir, name)
                 sha256, documents = read_split(path, *kind_of(group, split))
-                here.setdefault(split, documents)
+                of_folder.setdefault(split, documents)
                 if sha256 == record["sha256"]:
-                    as_they_were[split] = documents
+                    of_runs[split] = documents
                     break
                 faults.append(f"{path}: not the file of these runs (its SHA-256 differs)")
             except InputError as error:
                 faults.append(str(error))
         else:
             notes += faults
-    return as_they_were, here, notes
+    return of_runs, of_folder, notes
 
 
 def kind_of(group, split):
-    """What `read_split` must know of a group's file, besides its path."""
+    """The arguments of `read_split` after the path."""
     return tuple(group["classes"].items()), split == "train"
 
 
 def file_names(group, split):
-    """What the group's runs call the file of a split, each name once."""
+    """The names that the group's runs have for the file of a split, each once."""
     runs = [run for runs in group["rows"].values() for run in runs]
     return dict.fromkeys(run["data"][split]["file"] for run in runs if split in run["data"])
 
 
 def data_file(data_dir, name):
-    """The path of a data file, whose name is a run's. Raises InputError if there is none, or the
-    name leads out of the folder."""
+    """The path of a data file that a run names. Raises InputError if it is missing or outside of
+    data_dir."""
     path = Path(data_dir) / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise InputError(f"{path}: outside of --data_dir, so it is not read")
@@ -91,7 +91,7 @@ def data_file(data_dir, name):
 
 
 def entity_number(document, text):
-    """An entity of a document by its place in vertexSet or by the name of a mention."""
+    """The index in vertexSet of an entity, which is given by it or by the name of a mention."""
     entities = document["vertexSet"]
     if text.isdecimal() and int(text) < len(entities):
         return int(text)
@@ -103,7 +103,7 @@ def entity_number(document, text):
 
 
 def find_pair(splits, title, head, tail):
-    """Where a pair's scores stand: split, row of its logits, a readable name; None: not here."""
+    """A pair's split, row in the logits and readable name; None if no document has this title."""
     for split in ("test", "dev"):
         row = 0
         for document in splits.get(split, []):
@@ -127,7 +127,7 @@ def find_pair(splits, title, head, tail):
 
 
 def readable(read, runs, file, notes, folder="folder"):
-    """read(run) of each run whose folder has this file; those for which it fails are noted."""
+    """read(run) of each run whose folder has this file. A failure is added to the notes."""
     for run in runs:
         try:
             if (run[folder] / file).exists():
@@ -137,8 +137,8 @@ def readable(read, runs, file, notes, folder="folder"):
 
 
 def draw_group(group, pairs, pair_losses, draw):
-    """Draws the figures of a group, backbone by backbone; draw(figure, name, caption) keeps one.
-    Returns notes on what could not be drawn."""
+    """Draws the figures of a group, backbone by backbone; draw(figure, name, caption) saves one.
+    pairs: see `locate_pairs`. Returns notes on what could not be drawn."""
     notes = []
     for backbone in dict.fromkeys(backbone for backbone, _ in group["rows"]):
         rows = {loss: runs for (b, loss), runs in group["rows"].items() if b == backbone}
@@ -146,8 +146,8 @@ def draw_group(group, pairs, pair_losses, draw):
         draw_training(backbone, rows, styles, draw, notes)
         draw_patterns(backbone, rows, draw)
         draw_shifts(backbone, rows, styles, draw, notes)
-        for place in pairs:
-            draw_pair(backbone, rows, place, pair_losses, group["classes"], draw, notes)
+        for pair in pairs:
+            draw_pair(backbone, rows, pair, pair_losses, group["classes"], draw, notes)
     return notes
 
 
@@ -195,8 +195,8 @@ def draw_shifts(backbone, rows, styles, draw, notes):
     draw(figures.shift_curves(curves, tuned, styles), f"{backbone} shift", caption)
 
 
-def draw_pair(backbone, rows, place, losses, classes, draw, notes):
-    number, split, row, title = place
+def draw_pair(backbone, rows, pair, losses, classes, draw, notes):
+    number, split, row, title = pair
     info = read_json(META_DIR / "rel_info.json")
     names = [printable(info.get(name, name), 80) for name in sorted(classes, key=classes.get)][1:]
     file, cases = logits_file(split), []
@@ -229,16 +229,16 @@ def build_parser():
 
 
 def locate_pairs(args, documents):
-    """Per group the pairs of --pair that its documents have: (number, split, row, title)."""
+    """For each group the pairs of --pair that are in its documents: (number, split, row, title)."""
     if args.pair and not args.data_dir:
         raise InputError("--pair: needs --data_dir")
     found = [[] for _ in documents]
     for number, pair in enumerate(args.pair, 1):
-        places = [find_pair(splits, *pair) for splits in documents]
-        if not any(places):
+        of_groups = [find_pair(splits, *pair) for splits in documents]
+        if not any(of_groups):
             raise InputError(f"--pair: no dev or test document of the runs is titled {pair[0]!r}")
-        for pairs, place in zip(found, places, strict=True):
-            pairs += [(number, *place)] if place else []
+        for pairs, of_group in zip(found, of_groups, strict=True):
+            pairs += [(number, *of_group)] if of_group else []
     return found
 
 
@@ -254,7 +254,7 @@ def drawer(out, shown, prefix=""):
 
 
 def report_group(number, group, splits, pairs, paper, args):
-    """Tables, significance and figures of a group; splits: its documents in --data_dir."""
+    """Tables, significance and figures of a group. splits: its documents, see `documents_of`."""
     shown, compared = [], None
     if "test" in splits:
         references = {
@@ -307,8 +307,8 @@ def main(argv=None):
         found = report_group(number, group, splits, pairs[number - 1], paper, args)
         found["notes"] = list(map(printable, group["notes"] + missing + found["notes"]))
         report["groups"].append(found)
-    if here := documents[0][1]:
-        report["table5"], report["table6"] = data_tables(here, paper)
+    if of_folder := documents[0][1]:
+        report["table5"], report["table6"] = data_tables(of_folder, paper)
     draw = drawer(out, report["figures"])
     draw(figures.hinge_weights(), "figure3", "Figure 3: hinge weighting")
     caption = "Appendix E: the penalty of a relation and its slope, AML and HingeABL"

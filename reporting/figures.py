@@ -155,8 +155,9 @@ CURVES = {  # title -> the score of dev, and what it is multiplied by
 
 
 def training_curves(curves, styles):
-    """Dev scores, where the threshold lies, and training loss against steps: the mean over seeds,
-    and from the lowest to the highest seed in a pale band. A run of an older version lacks some.
+    """Dev scores, number of relations above the threshold, and training loss against steps: the
+    mean over seeds as a line, the range of the seeds as a pale band. A run of an older version may
+    lack some scores.
 
     curves: label -> per seed a list of records of metrics.jsonl; styles: see `line_styles`.
     """
@@ -188,7 +189,7 @@ def training_curves(curves, styles):
 
 
 def pattern_bars(counts):
-    """The false predictions by pattern: as a share of all pairs, and of the false ones.
+    """The false predictions by pattern, in percent of all pairs and of the false predictions.
 
     counts: label -> {pattern: mean number of pairs}, with all of PATTERNS.
     """
@@ -198,10 +199,10 @@ def pattern_bars(counts):
         left = np.zeros(len(labels))
         for pattern, (face, hatch) in BARS.items():
             wholes = [max(sum(counts[x][p] for p in of), 1) for x in labels]
-            shares = np.array([100 * counts[x][pattern] for x in labels]) / wholes
+            percent = np.array([100 * counts[x][pattern] for x in labels]) / wholes
             look = {"label": pattern, "color": face, "hatch": hatch}
-            panel.barh(labels, shares, 0.7, left, **look, edgecolor="black", linewidth=0.6)
-            left += shares
+            panel.barh(labels, percent, 0.7, left, **look, edgecolor="black", linewidth=0.6)
+            left += percent
         panel.grid(axis="y", visible=False)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlabel("% of all pairs: F/(T+F)")
@@ -232,20 +233,21 @@ def shift_curves(curves, tuned, styles):
     return figure
 
 
-def spread(wanted, sizes):
-    """Places for labels of these sizes that do not overlap, in the order of the wanted places and
-    as near to them as can be (in the mean of every block of touching labels)."""
+def without_overlap(wanted, sizes):
+    """Positions for labels of these sizes, so that none overlap, in the order of the wanted
+    positions. Labels that would overlap form a block of touching labels, moved so that their
+    positions have the mean of the wanted ones."""
     order = np.argsort(wanted, kind="stable")
     size = np.asarray(sizes, dtype=float)[order]
-    start = np.append(0, (size[1:] + size[:-1]) / 2).cumsum()  # touching labels, the first at 0
+    start = np.append(0, (size[1:] + size[:-1]) / 2).cumsum()  # if all labels touched
     blocks = []
-    for place in np.asarray(wanted, dtype=float)[order] - start:
-        blocks.append([place])
+    for offset in np.asarray(wanted, dtype=float)[order] - start:
+        blocks.append([offset])
         while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
             blocks[-2:] = [blocks[-2] + blocks[-1]]
-    places = np.empty(len(order))
-    places[order] = start + np.concatenate([np.full(len(b), np.mean(b)) for b in blocks])
-    return places
+    positions = np.empty(len(order))
+    positions[order] = start + np.concatenate([np.full(len(b), np.mean(b)) for b in blocks])
+    return positions
 
 
 PAIR_MARKS = {  # of a relation -> how it is drawn
@@ -293,17 +295,17 @@ def draw_pair(panel, names, title, scores, threshold, labels):
     panel.set_title(title, parse_math=False)
     panel.set(xlabel="relations, the highest score first", ylabel="score")
 
-    # The names stand in a column on the right, moved apart where they would overlap.
+    # The names are in a column on the right, moved apart where they would overlap.
     named = [r for r in order if labels[r] or above[r]]
     texts = [textwrap.fill(names[r], 26) for r in named] + [f"threshold {threshold:.2f}"]
     wanted = (np.append(scores[named], threshold) - low) / (high - low)
-    places = spread(wanted, [0.02 + 0.045 * (1 + text.count("\n")) for text in texts])
+    heights = without_overlap(wanted, [0.02 + 0.045 * (1 + text.count("\n")) for text in texts])
     points = [(rank[r], scores[r]) for r in named] + [(len(scores) + 1, threshold)]
-    for point, text, place in zip(points, texts, places, strict=True):
+    for point, text, height in zip(points, texts, heights, strict=True):
         panel.annotate(
             text,
             point,
-            (1.06, place),
+            (1.06, height),
             textcoords="axes fraction",
             va="center",
             fontsize=8,

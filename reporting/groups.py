@@ -1,9 +1,14 @@
-"""Run folders: find them, check them, put together what may be averaged.
+"""Finds and checks run folders, and groups the runs that may be averaged.
 
-A run is a dict: folder, trained_in (the same, or of a run that only evaluates: the folder whose
-weights it has), classes (property -> class id), seed, backbone, loss (its name in tables, e.g.
-HingeABL:joint:m3), loss_type, num_labels, settings (encoder and recipe, flag -> value) and data,
-dev, test, tuned and fusion, as in results.json (the last three may be None).
+A run is a dict:
+
+folder, trained_in    its folder, and the one that trained its weights: another one if it only
+                      evaluates
+classes               property -> class id
+seed, backbone, loss  as the tables name them, e.g. HingeABL:joint:m3
+loss_type, num_labels
+settings              encoder and recipe, flag -> value
+data, dev, test, tuned, fusion    of results.json; the last three may be None
 """
 
 import json
@@ -32,20 +37,21 @@ from inputs.files import META_DIR, InputError, printable, read_json, relation_id
 from losses import LOSSES, loss_label, margins, read_label
 from model import DocREConfig
 
-DEFAULTS = vars(Options())  # of flags that an older run does not have
-# Flags that change no score, and those that a row of a table names. Every other flag is a setting,
-# so runs that differ in it are never averaged.
+DEFAULTS = vars(Options())
+# Flags that change no score, and those that a row of a table names. Every other flag is a setting:
+# runs that differ in it are never averaged.
 NOT_SETTINGS = DEFAULTS.keys() - SETTINGS
 SCORES = ("f1", "ign_f1", "precision", "recall", "macro_f1", "macro_ign_f1", "evi_f1", *RATIOS)
 
 # --- The files that train.py writes, as far as the report reads them ---------------------------
 
-FILE = {"sha256": str, "file": str, "documents": float, "triples": float}  # of results.json's data
+# What results.json says of the data file of each split -> its kind, see `check_fields`.
+DATA_FIELDS = {"sha256": str, "file": str, "documents": float, "triples": float}
 
 
 def read_checked(folder):
-    """`run_folder.read_results` of a folder, with all that the report needs. Of the scores these
-    are F1 and Ign F1: a run of another version may lack others, or have more. Raises InputError,
+    """The results of a run folder, checked for what the report needs. F1 and Ign F1 are the only
+    scores that it needs: a run of another version may lack others or have more. Raises InputError,
     which names the file and the field."""
     results = read_results(folder)
     try:
@@ -60,7 +66,7 @@ def check_results(results):
         check_value(flag, results["args"][flag], f"args.{flag}")
     splits = ["dev", "test"] if results.get("test") else ["dev"]
     for split in ("train", *splits):
-        for name, kind in FILE.items():
+        for name, kind in DATA_FIELDS.items():
             check_fields(results, f"data.{split}.{name}", kind=kind)
     parts = [f"{name}." for name in ("tuned", "fusion") if results.get(name)]
     for scored in [part + split for part in ("", *parts) for split in splits]:
@@ -74,9 +80,10 @@ def check_results(results):
 
 
 def find_runs(root, skip):
-    """All runs below a folder (links are followed), and what is none: (folder, reason) pairs.
+    """All runs below a folder (links are followed), and a (folder, reason) pair for each folder
+    that cannot be reported.
 
-    skip: a folder to pass over, the report's own.
+    skip: the report's own folder, which is not searched.
     """
     root, found, runs, left_out = Path(root), [], [], []
     if not os.path.isdir(root):
@@ -89,7 +96,7 @@ def find_runs(root, skip):
             continue
         seen.add(real)
         subfolders[:] = sorted(x for x in subfolders if x[0] != ".")
-        # a run that has just begun has only its model's configuration, as any encoder has one
+        # A run that has just begun has only a config.json; so has any encoder.
         if {RESULTS, METRICS} & set(files) or is_model(Path(name) / CONFIG):
             found.append(Path(name))
     for folder in found:
@@ -119,7 +126,7 @@ def read_run(folder):
     args = trained_with(results["args"])
     splits = ("train", "dev", "test") if results.get("test") else ("train", "dev")
     relations = folder / CONFIG
-    if not is_model(relations):  # of an older run
+    if not is_model(relations):  # older runs keep them in rel2id.json
         relations = folder / "rel2id.json"
         relations = relations if relations.exists() else META_DIR / "rel2id.json"
     return {
@@ -132,15 +139,15 @@ def read_run(folder):
         "loss_type": args["loss_type"],
         "num_labels": args["num_labels"],
         "settings": settings_of(args),
-        "data": {split: {x: results["data"][split][x] for x in FILE} for split in splits},
+        "data": {split: {x: results["data"][split][x] for x in DATA_FIELDS} for split in splits},
         **{name: results.get(name) for name in ("dev", "test", "tuned", "fusion")},
     }
 
 
 def trained_with(args):
-    """The settings that trained the weights. A run that only evaluated (--load_path) has them from
-    the run folder it loaded; of a foreign checkpoint nobody knows them, and it counts as a seed of
-    its own."""
+    """The flags that trained the weights. Those of a run that only evaluated (--load_path) are in
+    the run folder that it loaded. Those of a released checkpoint are unknown: its path counts as
+    the seed."""
     source = Path(args["load_path"])
     if not args["load_path"]:
         return args
@@ -155,8 +162,9 @@ def trained_with(args):
 
 
 def settings_of(args):
-    """What runs must share to be averaged, apart from data, backbone and loss: flag -> value. Runs
-    that began with the weights of other run folders (--init_path) share what trained those."""
+    """What must be equal in runs to be averaged, apart from data, backbone and loss: flag -> value.
+    A run that began with the weights of another (--init_path) has that one's recipe instead of its
+    path, so that runs of several seeds are averaged."""
 
     def kept(args):
         return {name: value for name, value in args.items() if name not in NOT_SETTINGS}
@@ -176,7 +184,7 @@ def settings_of(args):
 
 
 def backbone_label(args):
-    """The backbone with what is not its default, e.g. docunet (down_dim 128) or dreeam
+    """The backbone, and its options that are not the default, e.g. docunet (down_dim 128) or dreeam
     (evidence_weight 0.1)."""
     backbone = BACKBONES[args["backbone"]]
     names = (*backbone.sizes, *backbone.learning_rates, "evidence_weight")
@@ -185,7 +193,8 @@ def backbone_label(args):
 
 
 def order_of(row):
-    """Sorts (backbone, loss): the paper's order of backbones and losses, then by variant."""
+    """The sort key of (backbone, loss): the paper's order of backbones and losses, then by
+    variant."""
     backbone, loss = row
     loss_type, options = read_label(loss)
     rank = [*BACKBONES].index(backbone.split(" ")[0]), backbone, [*LOSSES].index(loss_type)
@@ -193,10 +202,13 @@ def order_of(row):
 
 
 def group_runs(runs):
-    """The runs by data, relations and settings: groups {data, settings, classes, of_paper, rows,
-    notes}, the largest first; of_paper: whether the relations are the paper's; rows:
-    (backbone, loss) -> runs of distinct seeds. Where one seed ran twice, one run is taken: one with
-    fusion and a tuned threshold before one without, then the first by name; the notes say so."""
+    """Groups of runs with the same data, relations and settings, the largest group first. A group
+    is a dict of data, settings, classes, of_paper (whether the relations are the paper's), rows
+    ((backbone, loss) -> runs of distinct seeds) and notes.
+
+    Of two runs with the same seed, one with fusion and a tuned threshold is taken, else the first
+    by name; a note says so.
+    """
     together = {}
     for run in runs:
         files = {split: x["sha256"] for split, x in run["data"].items()}

@@ -32,7 +32,7 @@ def markdown_table(head, rows):
 
 
 def number_text(x, column):
-    """Counts with one decimal, shares and shifts with two."""
+    """Means of numbers of pairs with one decimal, all else with two."""
     return "–" if x is None else f"{x:.{1 if column in PATTERNS else 2}f}"
 
 
@@ -46,7 +46,7 @@ def cell_text(cell, column, num_seeds):
 
 
 def runs_table(table):
-    """Markdown of a table of runs: beside every column of ours the paper's, where it has one."""
+    """Markdown of a table of runs; next to each of our columns the paper's, if it has the table."""
     several = any(row["backbone"] != "atlop" for row in table["rows"])
     with_paper = any("paper" in cell for row in table["rows"] for cell in row["cells"].values())
     head = ["backbone"] * several + ["loss"]
@@ -122,7 +122,7 @@ def data_markdown(table5, table6):
 
 
 def settings_text(group, first, paper):
-    """What the runs of a group share, and what tells the group from the first one."""
+    """What the runs of a group have in common, and in what it differs from the first group."""
     settings = dict(group["settings"])
     data = [
         f"{split}: {x['file']}, {x['documents']:,} documents, {x['triples']:,} triples, SHA-256 "
@@ -157,9 +157,9 @@ def settings_text(group, first, paper):
 
 HEADER = """# Report
 
-Mean ± sample standard deviation (n - 1) over seeds, in percent where it is a share. "paper" marks
-the paper's own numbers: {source}. Runs of different data, encoder or recipe stand in groups
-of their own. HingeABL is with --hinge_norm separate and margin 5 unless its name says otherwise
+Mean ± sample standard deviation (n - 1) over seeds; scores are in percent. "paper" marks the
+paper's own numbers: {source}. Runs of different data, encoder or recipe are in different
+groups. HingeABL is with --hinge_norm separate and margin 5 unless its name says otherwise
 (:joint, :m3), AML with margin 1 (:m2), AFL with gamma 1 (:g2)."""
 
 

@@ -1,4 +1,4 @@
-"""How sure the difference of two losses is."""
+"""Whether the difference of two losses may be chance: a paired bootstrap."""
 
 from functools import lru_cache
 
@@ -13,8 +13,8 @@ COMPARED_SCORES = "f1", "ign_f1", "macro_f1"
 
 def document_counts(predictions, truth, rel2id, train=()):
     """Numbers of facts of every relation in every document, [documents, relations, 4] int: correct,
-    predicted, to be found, and correct ones that train knows (see `evaluate`, whose scores their
-    sums give). Predictions of titles that are not in `truth` have no place here: KeyError.
+    predicted, gold, and correct ones that the training documents state, too. Their sums give the
+    scores of `evaluate`. Raises KeyError for a prediction of a title that is not in `truth`.
     """
     documents = {document["title"]: document for document in truth}
     row = {title: i for i, title in enumerate(documents)}
@@ -24,8 +24,8 @@ def document_counts(predictions, truth, rel2id, train=()):
     counts = np.zeros((len(row), len(rel2id), 4), dtype=np.int64)
     known = known_of(correct, documents, named_facts(train))
     for column, keys in enumerate((correct, submitted, gold, known)):
-        places = [(row[title], rel2id[r]) for title, _, _, r in keys]
-        np.add.at(counts[..., column], tuple(np.reshape(places, (-1, 2)).astype(int).T), 1)
+        cells = [(row[title], rel2id[r]) for title, _, _, r in keys]
+        np.add.at(counts[..., column], tuple(np.reshape(cells, (-1, 2)).astype(int).T), 1)
     return counts
 
 
@@ -40,7 +40,7 @@ def read_counts(path, truth, rel2id, train=()):
 
 def scores_of_counts(counts):
     """The COMPARED_SCORES, [..., 3], of numbers of facts [..., relations, 4], see
-    `document_counts`. Macro F1 is the mean over the relations that have facts to be found."""
+    `document_counts`. Macro F1 is the mean over the relations that have gold facts."""
     counts = np.asarray(counts)
     micro, each = (np.moveaxis(x, -1, 0) for x in (counts.sum(-2), counts))
     known = each[2] > 0
@@ -48,10 +48,10 @@ def scores_of_counts(counts):
     return np.stack([f1_score(*micro[:3]), ign_f1_score(*micro), macro], axis=-1)
 
 
-@lru_cache(maxsize=4)  # many comparisons have the same documents and numbers of seeds
+@lru_cache(maxsize=4)  # many comparisons have as many documents and seeds
 def resampled(documents, seeds, resamples, seed):
-    """How often each resample draws each document and each seed, [B, documents] and [B, seeds]:
-    pairs of these, of few resamples at a time, to spare memory."""
+    """How often each resample draws each document and each seed: a list of pairs
+    [B, documents], [B, seeds], each of at most 500 resamples, which limits the memory needed."""
     generator = np.random.default_rng(seed)
 
     def draw(number, size):
@@ -65,22 +65,23 @@ def resampled(documents, seeds, resamples, seed):
 def paired_bootstrap(
     first, second, resamples=10_000, seed=0, scores_of=scores_of_counts, names=COMPARED_SCORES
 ):
-    """How sure the difference of two losses is, whose runs were scored on the same documents.
+    """The difference of two losses, and its interval, from runs that were scored on the same
+    documents.
 
-    first, second: `document_counts` of the runs, [seeds, documents, relations, 4], run i of the one
-    paired with run i of the other; or other counts [seeds, documents, ...] of which `scores_of`
-    makes the scores with these names. Each resample draws documents and, apart from them, seeds
-    with replacement, the same for both losses (Owen 2007, The pigeonhole bootstrap), and averages
-    the scores of the drawn seeds. With one seed the interval is over documents alone.
-    Of few seeds it is too narrow: of s seeds it has (s - 1) / s of the variance between them.
+    first, second: `document_counts` of the runs, [seeds, documents, relations, 4]; run i of the one
+    is paired with run i of the other. Or other counts [seeds, documents, ...], of which `scores_of`
+    makes the scores with these names. Each resample draws documents and, independently, seeds with
+    replacement, the same for both losses (Owen 2007, The pigeonhole bootstrap), and averages the
+    scores of the drawn seeds. With one seed the interval is over documents alone. With few seeds it
+    is too narrow: of the variance between s seeds it contains (s - 1) / s.
 
-    Returns for each name the difference first - second, the 95 % interval (low, high) of
-    the resampled ones, and a two-sided p: twice the share of them that lies on the other side of 0,
-    at least 2 / (resamples + 1), at most 1.
+    Returns for each name the difference first - second, its 95 % interval (low, high), and a
+    two-sided p: twice the fraction of the resamples whose difference has the other sign, at least
+    2 / (resamples + 1), at most 1.
     """
     both = np.stack([first, second])
     _, seeds, documents, *sizes = both.shape
-    # Whole numbers, which are exact in both; products are twice as fast in float32.
+    # Integers below 2**24 are exact in float32, in which products are twice as fast.
     dtype = np.float32 if documents * both.max(initial=0) < 2**24 else np.float64
     both = both.reshape(2, seeds, documents, -1).astype(dtype)
 

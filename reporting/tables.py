@@ -41,20 +41,21 @@ VARIANTS = MICRO | {x: f"test.{x}" for x in ("precision", "recall", "FN/F", "FN_
 
 
 def frame_of(group):
-    """The runs of a group, one a row: backbone, loss, seed, and the scores by their place in
-    results.json, e.g. dev.FP or tuned.test.f1; shares in percent, NaN where a run has none."""
+    """The runs of a group as a DataFrame, one a row: backbone, loss, seed, and the scores by their
+    field of results.json, e.g. tuned.test.f1, in percent (numbers of pairs and the shift as they
+    are). NaN: the run does not have it."""
     parts = ("backbone", "loss", "seed", "dev", "test", "tuned", "fusion")
     runs = [run for runs in group["rows"].values() for run in runs]
     frame = pd.json_normalize([{name: run[name] for name in parts} for run in runs])
     splits = ("dev", "test", "tuned.dev", "tuned.test", "fusion.test")
-    shares = [f"{split}.{score}" for split in splits for score in SCORES]
-    frame = frame.reindex(columns=[*parts[:3], *shares, *FALSE.values(), "tuned.shift"])
-    frame[shares] *= 100
+    scores = [f"{split}.{score}" for split in splits for score in SCORES]
+    frame = frame.reindex(columns=[*parts[:3], *scores, *FALSE.values(), "tuned.shift"])
+    frame[scores] *= 100
     return frame
 
 
 def measure(values):
-    """Mean, sample standard deviation and number of the values that are there, of a Series."""
+    """Mean, sample standard deviation and number of the values of a Series that are not NaN."""
     mean, std, n = values.agg(["mean", "std", "count"])
     return {
         "mean": float(mean) if n else None,
@@ -65,12 +66,12 @@ def measure(values):
 
 def make_table(name, title, columns, runs, paper=None):
     """columns: name -> column of runs; runs: see `frame_of`; paper: (backbone, loss) -> column ->
-    number; its rows stand first, with or without runs."""
+    number. The rows of the paper come first, also those without runs."""
     table = {"name": name, "title": title, "columns": list(columns), "rows": []}
     rows = zip(runs["backbone"], runs["loss"], strict=True)
     for backbone, loss in dict.fromkeys([*(paper or {}), *rows]):
         own = runs[(runs["backbone"] == backbone) & (runs["loss"] == loss)]
-        cells = {column: measure(own[place]) for column, place in columns.items()}
+        cells = {column: measure(own[field]) for column, field in columns.items()}
         if paper is not None:
             printed = paper.get((backbone, loss), {})
             for column, cell in cells.items():
@@ -81,7 +82,7 @@ def make_table(name, title, columns, runs, paper=None):
 
 
 def paper_numbers(paper):
-    """Table -> (backbone, loss) -> column -> number, of the paper's results file."""
+    """meta/paper_results.json as table -> (backbone, loss) -> column -> number."""
 
     def of_atlop(table, names):
         losses = {loss: x for loss, x in paper[table].items() if isinstance(x, dict)}
@@ -107,7 +108,8 @@ def paper_numbers(paper):
 
 def group_tables(runs, paper, of_paper):
     """Tables 1, 2, 3, 4 and 7 of a group's runs (see `frame_of`), then those beyond the paper that
-    it has runs for. of_paper: its relations are the paper's, whose numbers then stand beside."""
+    it has runs for. of_paper: whether the relations are the paper's, whose numbers are then shown,
+    too."""
     numbers, of_atlop = paper_numbers(paper), runs["backbone"] == "atlop"
     in_table2 = pd.MultiIndex.from_frame(runs[["backbone", "loss"]]).isin(list(numbers[2]))
     kind = runs["loss"].str.split(":").str[0]
@@ -154,8 +156,9 @@ SUBMISSIONS = {"test": PREDICTIONS} | {x: submission_file("test", x) for x in ("
 
 
 def run_counts(run, kind, truth, facts, rel2id):
-    """`document_counts` of one of a run's SUBMISSIONS; None where the run was not scored so, or is
-    too old to have kept it. Raises InputError where it is not what its results.json scores."""
+    """`document_counts` of one of a run's SUBMISSIONS; None if the run was not scored so or, being
+    older, did not keep the submission. Raises InputError unless its scores are those of
+    results.json."""
     path = run["folder"] / SUBMISSIONS[kind]
     if not path.exists():
         path = path.with_name(f"{path.name}.gz")
@@ -171,8 +174,8 @@ def run_counts(run, kind, truth, facts, rel2id):
 
 
 def run_patterns(run):
-    """The patterns of a run's dev documents, [documents, 5]; None where the run has not kept them.
-    Raises InputError where they are not those of its results.json."""
+    """The patterns of a run's dev documents, [documents, 5]; None if the run did not keep them.
+    Raises InputError unless their sums are those of results.json."""
     path = run["folder"] / "patterns.json"
     if not path.exists():
         return None
@@ -192,10 +195,11 @@ def significance(group, references, splits, rel2id, resamples=10_000):
     """Every loss against the reference loss of its backbone, HingeABL against all its losses, and
     every backbone against ATLOP and its own plain form with the same loss, by paired bootstrap over
     the documents and the seeds that both have: F1, Ign F1 and macro F1 of each of SUBMISSIONS, on
-    dev the shares of patterns.
+    dev the ratios of Table 4.
 
-    references: backbone -> loss; splits: "test" and, for Ign F1, "train" -> documents. Returns
-    lists of what was compared, rows with the values of `paired_bootstrap` in percent.
+    references: backbone -> loss; splits: "test" and, for Ign F1, "train" -> documents. Returns for
+    each of SUBMISSIONS and "patterns" a list of rows, with the values of `paired_bootstrap` in
+    percent.
     """
     facts = named_facts(splits["train"]) if "train" in splits else None
     notes, counts, patterns = [], {kind: {} for kind in SUBMISSIONS}, {}
@@ -216,15 +220,16 @@ def significance(group, references, splits, rel2id, resamples=10_000):
     if facts is None:
         for row in sum(found.values(), []):
             del row["ign_f1"]
-    shares = {"scores_of": pattern_ratios, "names": RATIOS}
-    found["patterns"] = compared(patterns, references, resamples, **shares)
+    ratios = {"scores_of": pattern_ratios, "names": RATIOS}
+    found["patterns"] = compared(patterns, references, resamples, **ratios)
     for kind, of_kind in {"": counts["test"], "patterns.json: ": patterns}.items():
         notes += [kind + note for note in not_compared(of_kind, references)]
     return found | {"resamples": resamples, "notes": notes}
 
 
 def compared(counts, references, resamples, **options):
-    """counts: (backbone, loss) -> seed -> what paired_bootstrap takes of a run."""
+    """The rows of `significance`. counts: (backbone, loss) -> seed -> counts of a run, as
+    `paired_bootstrap` takes them."""
     rows = []
     for (backbone, loss), own in counts.items():
         others = [(backbone, references[backbone])]
@@ -249,7 +254,7 @@ def compared(counts, references, resamples, **options):
 
 
 def not_compared(counts, references):
-    """Which losses have no run that can be compared with their reference."""
+    """Notes on losses that have no seed in common with their reference."""
     notes = []
     for (backbone, loss), own in counts.items():
         reference = references[backbone]
@@ -264,8 +269,8 @@ def not_compared(counts, references):
 
 
 def document_sizes(documents):
-    """A frame, one document a row: words, entities, sentences, pairs (ordered), related ones of
-    these, and triples (distinct)."""
+    """A DataFrame, one document a row: numbers of words, entities, sentences, distinct triples,
+    ordered pairs, and pairs with a relation."""
     rows = []
     for document in documents:
         number = len(document["vertexSet"])
@@ -298,11 +303,11 @@ def data_tables(splits, paper):
         "NA_percent": float(100 * (1 - whole["related"].sum() / max(whole["pairs"].sum(), 1))),
     }
 
-    def beside(ours, printed):
+    def with_paper(ours, printed):
         return {name: {"ours": number, "paper": printed[name]} for name, number in ours.items()}
 
     table6 = {}
     for split, x in sizes.items():
         means = x[["entities", "triples", "sentences"]].mean().to_dict()
-        table6[split] = beside({"documents": len(x)} | means, paper["table6_splits"][split])
-    return beside(ours, paper["table5_whole_set"]), table6
+        table6[split] = with_paper({"documents": len(x)} | means, paper["table6_splits"][split])
+    return with_paper(ours, paper["table5_whole_set"]), table6

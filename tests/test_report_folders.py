@@ -365,6 +365,6 @@ def test_penalties_are_the_papers():
 
 
 def test_labels_are_moved_apart():
-    places = figures.spread([0.5, 0.5, 0.1, 0.9, 0.52], [0.1] * 5)
+    places = figures.without_overlap([0.5, 0.5, 0.1, 0.9, 0.52], [0.1] * 5)
     assert places[[2, 3]].tolist() == [0.1, 0.9]
     assert places[[0, 1, 4]] == pytest.approx(np.array([0.4, 0.5, 0.6]) + 0.02 / 3)
