@@ -216,6 +216,7 @@ def test_ncrl_with_a_shift(shift):
 def test_decode_against_slow_version(loss_type):
     logits, _ = example(num_pairs=200, num_class=12)
     logits[0].abs_()  # all classes above 0
+    logits[1, 0] = logits[1, 3] = 0.0  # a relation at either threshold, not above it
     for limit in (-1, 2, 4, 11, 12, 50):
         for s, predicted in zip(logits.tolist(), decode(logits, loss_type, limit), strict=True):
             threshold = 0.0 if loss_type == "balance_softmax" else s[0]
