@@ -252,6 +252,12 @@ def extractor(folder):
     return RelationExtractor.from_pretrained(folder, device="cpu")
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes most of a report's time."""
+    monkeypatch.setattr("report.draw_group", lambda *_: [])
+
+
 @pytest.fixture(scope="session")
 def made(data, tmp_path_factory):
     """A folder of runs, and its report as (out, report.json, report.md)."""

@@ -35,7 +35,7 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def test_own_relations_through_all_commands(demo, corpus, capsys):
+def test_own_relations_through_all_commands(demo, corpus, capsys, no_figures):
     run = corpus / "runs/a"
     where = ["--data_dir", str(corpus), "--learning_rate", "1e-9", "--classifier_lr", "1e-9"]
     own = ["--rel2id", str(corpus / "rel2id.json")]

@@ -101,7 +101,7 @@ def test_paper_numbers_stand_beside_and_cells_without_runs_say_so(made):
     assert "these are not the paper's data" in markdown
 
 
-def test_another_corpus_has_no_numbers_of_the_paper(data, tmp_path):
+def test_another_corpus_has_no_numbers_of_the_paper(data, tmp_path, no_figures):
     folder = write_run(tmp_path / "runs/a", data, logits=False)
     own = {f"my {name}": number for name, number in REL2ID.items()}
     (folder / "rel2id.json").write_text(json.dumps(own))

@@ -104,7 +104,7 @@ def test_released_weights_are_known_by_their_file(data, tmp_path):
     assert run["seed"] == str(tmp_path / "best.ckpt") and not left_out
 
 
-def test_runs_that_were_not_tested(data, tmp_path):
+def test_runs_that_were_not_tested(data, tmp_path, no_figures):
     folder = write_run(tmp_path / "runs/a", data, logits=False)
     results = read(folder / "results.json")
     del results["test"], results["data"]["test"]
@@ -198,7 +198,7 @@ def test_runs_of_other_versions_have_other_scores(data, tmp_path):
     assert "group1-atlop-patterns.png" in {x["file"].split("/")[1] for x in group["figures"]}
 
 
-def test_what_a_run_did_not_score_is_not_compared(data, tmp_path):
+def test_what_a_run_did_not_score_is_not_compared(data, tmp_path, no_figures):
     """Its seed is left out, and the note names the file."""
     for seed in (1, 5):
         for loss in ("ATL", "HingeABL"):

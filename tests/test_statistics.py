@@ -161,7 +161,7 @@ def test_the_evidence_threshold_parts_neighbouring_shares():
         low = high
 
 
-def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path):
+def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path, no_figures):
     """--seeds makes the runs that --seed makes; the tuned scores are those of the kept logits."""
     more = ["--loss_type", "SAT", "--num_train_epochs", "1", "--save_logits", "--tune_threshold"]
     train.main(test_train.flags(demo, tmp_path / "runs", *more, "--seeds", "5", "1"))
