@@ -18,7 +18,8 @@ def parse_runs(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     source = args.load_path or args.init_path
-    if source and (Path(source) / CONFIG).is_file():
+    # os.path: False, not an error, for a name that no file can have
+    if source and os.path.isfile(Path(source) / CONFIG):
         saved, recipe = saved_with(load_config(source)), recipe_of(source)
         if args.init_path:
             recipe = {"model_name_or_path": recipe.get("model_name_or_path", source)}
@@ -80,7 +81,7 @@ def check_args(args):
         raise InputError("--init_path: not with --load_path, which trains nothing")
     for name in ("load_path", "init_path"):
         path = getattr(args, name)
-        if path and not Path(path).exists():
+        if path and not os.path.exists(path):
             raise InputError(f"--{name} {path}: no such file or folder")
     if args.load_path:
         check_evaluation(args)
@@ -104,7 +105,7 @@ def check_evaluation(args):
     path = Path(args.load_path)
     if path.is_dir() and not (path / CONFIG).is_file():
         raise InputError(f"--load_path {path}: not a run folder, it has no {CONFIG}")
-    if args.output_dir and (Path(args.output_dir) / METRICS).is_file():
+    if args.output_dir and os.path.isfile(Path(args.output_dir) / METRICS):
         raise InputError(
             f"--output_dir {args.output_dir}: holds a run that was trained; an evaluation "
             "(--load_path) goes to a folder of its own"

@@ -163,7 +163,7 @@ def fetch(name):
     """The path of the run folder called `name`: a folder, or a model of the hub, downloaded or from
     its cache. Raises InputError."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False, not an error, for a name that no file can have
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=OF_MODEL))
         except Exception as error:  # the hub raises many types
