@@ -181,9 +181,10 @@ def train(args, data, predictor, folder, log):
 
 
 def predict(predictor, data, split):
-    """The Output of each document of a split, a list, in every process."""
+    """The Output of each document of a split, a list; None but in the first process."""
     features = distributed.own_part(data.features[split])
-    return sum(distributed.gather(predictor(features, title=f"evaluate {split}")), [])
+    parts = distributed.gather_first(predictor(features, title=f"evaluate {split}"))
+    return sum(parts, []) if distributed.is_first() else None
 
 
 def decoding(args):

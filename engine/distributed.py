@@ -123,6 +123,15 @@ def gather(value):
     return values
 
 
+def gather_first(value):
+    """The values of all processes in the first, None in the others."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size() if is_first() else None
+    dist.gather_object(value, values)
+    return values
+
+
 def mean(tensor):
     """The mean over the processes."""
     if world_size() > 1:

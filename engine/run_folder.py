@@ -188,9 +188,12 @@ def save_weights(model, folder):
 
 
 def save_model_files(model, tokenizer, folder):
-    """Writes config.json and the tokenizer's files."""
+    """Writes config.json and the tokenizer's files. Raises InputError if the disk is full."""
     save_config(model, folder)
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # tokenizers raises Exception itself
+        raise InputError(f"{folder}: no tokenizer can be written: {reason_of(error)}") from None
 
 
 def load_config(folder):
