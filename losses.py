@@ -35,8 +35,8 @@ def _split(logits, labels):
 
 def _distance(logits, positive):
     """d_r of Eq. 8, [pairs, classes]; class 0 holds zeros."""
-    difference = logits - logits[:, :1]
-    return torch.where(positive, difference, -difference)
+    sign = torch.where(positive, 1.0, -1.0)
+    return sign * (logits - logits[:, :1])
 
 
 def _threshold_nll(logits, negative):
@@ -127,7 +127,8 @@ def hinge_abl_loss(
     """
     logits, positive, negative = _split(logits, labels)
     distance = _distance(logits, positive)
-    weight, penalty = hinge_weight(distance, margin), hinge_penalty(distance, margin)
+    weight = hinge_weight(distance, margin)
+    penalty = -weight * F.logsigmoid(distance)  # `hinge_penalty`
 
     def normalised(part):
         # The minimum only prevents 0 / 0: m - d_r is either 0 or at least a rounding step of m.

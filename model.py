@@ -18,6 +18,7 @@ from encoders.mention_attention import (
     encode_windows,
     full_precision,
 )
+from encoders.relative import at_mentions
 from inputs.files import relation_ids
 
 
@@ -81,7 +82,7 @@ class DocREModel(PreTrainedModel):
 
     DocREModel(config) makes an object of the subclass that config.backbone names. encoder: a
     transformers encoder (`encoders.loading.build_encoder`), None: a new one from config.encoder.
-    context_size: width of a pair's context, None: d. cpu_kernels: see `encode_windows`. Raises
+    context_size: width of a pair's context, None: d. Raises
     ValueError for an unknown backbone and for sizes that do not fit together.
     """
 
@@ -95,7 +96,8 @@ class DocREModel(PreTrainedModel):
     pair_layer = "bilinear"  # name of the layer that `combine` gets
     num_layers = 1  # the mean of so many last encoder layers (output and attention) is taken
     eps = 1e-5  # in the normalised attention of a pair, q / (sum of q + eps)
-    cpu_kernels = True
+    float32 = ("bilinear.bias",)  # weights of linear layers that are added to float32
+    cpu_kernels = True  # False: on a CPU, too, it computes as on a GPU
 
     def __init_subclass__(cls, backbone, **more):
         super().__init_subclass__(**more)
@@ -135,6 +137,11 @@ class DocREModel(PreTrainedModel):
         inputs = state[f"{cls.pair_layer}.weight"].shape[1]
         return {"emb_size": emb_size, "block_size": inputs // emb_size}
 
+    @property
+    def on_cpu(self):
+        """Whether it computes as is faster on a CPU (`cpu_kernels`), not as on a GPU."""
+        return self.cpu_kernels and self.device.type == "cpu"
+
     def check_processes(self, device, most_entities):
         """Raises InputError if the backbone cannot be trained in several processes on this device,
         with documents of at most most_entities entities."""
@@ -169,7 +176,7 @@ class DocREModel(PreTrainedModel):
     def encode(self, input_ids, attention_mask, mention_pos, windows):
         """Token embeddings [B, L, d] and mention attention, from each mention's opening marker to
         all tokens, [B, R, heads, L] in float32 (in training after attention dropout)."""
-        how = {"cpu_kernels": self.cpu_kernels, "num_layers": self.num_layers}
+        how = {"cpu_kernels": self.on_cpu, "num_layers": self.num_layers}
         if not windows:
             return encode_windows(self.model, input_ids, attention_mask, mention_pos, **how)
         window_doc, window_start = windows["window_doc"], windows["window_start"]
@@ -184,11 +191,14 @@ class DocREModel(PreTrainedModel):
 
     def combine(self, linear, entities, contexts, pairs, context_index):
         """Head and tail extractor, then the grouped bilinear layer `linear`: [P, outputs of linear]
-        in float32. A pair's context is contexts[context_index]."""
+        in float32. A pair's context is contexts[context_index], contexts [N, n]."""
         doc, head, tail = pairs.T
-        z_head = extract(self.head_extractor, entities, (doc, head), contexts, context_index)
-        z_tail = extract(self.tail_extractor, entities, (doc, tail), contexts, context_index)
-        return grouped_bilinear(z_head, z_tail, linear, self.config.block_size)
+        first = doc * entities.shape[1]  # entities of all documents in one row
+        dtype = autocast_dtype(entities.device, self.head_extractor.weight.dtype)
+        entities, contexts = entities.flatten(0, 1).to(dtype), contexts.to(dtype)
+        z_head = extract(self.head_extractor, entities, first + head, contexts, context_index)
+        z_tail = extract(self.tail_extractor, entities, first + tail, contexts, context_index)
+        return grouped_bilinear(z_head, z_tail, linear, self.config.block_size, self.on_cpu)
 
 
 class ATLOP(DocREModel, backbone="atlop"):
@@ -202,7 +212,7 @@ class ATLOP(DocREModel, backbone="atlop"):
     def classify(self, tokens, entities, attention, num_entities, pairs):
         contexts = localized_contexts(tokens, attention, self.eps)
         context_index = unordered_pair(pairs, entities.shape[1])
-        return self.combine(self.bilinear, entities, contexts, pairs, context_index)
+        return self.combine(self.bilinear, entities, contexts.flatten(0, 1), pairs, context_index)
 
 
 AutoConfig.register(DocREConfig.model_type, DocREConfig)
@@ -243,8 +253,7 @@ def merge_windows(hidden, attention, window_doc, window_start, window_valid, doc
 
 def entity_embeddings(tokens, mention_pos, entity_mentions):
     """logsumexp over each entity's mentions, [B, E, d] in float32; zeros without a mention."""
-    doc = torch.arange(len(tokens), device=tokens.device)[:, None]
-    mentions = at_least_float32(tokens[doc, mention_pos])  # [B, R, d]
+    mentions = at_least_float32(at_mentions(tokens, mention_pos))  # [B, R, d]
     # Against overflow the entity's maximum is subtracted before exp. The sums are matrix products
     # with entity_mentions, because atomic adds on a GPU would differ from run to run.
     owner = entity_mentions.to(torch.uint8).argmax(1)[:, :, None].expand_as(mentions)
@@ -278,7 +287,8 @@ def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
     size = attention.shape[1]
     first, second = torch.triu_indices(size, size, 0 if diagonal else 1, device=tokens.device)
     with full_precision(tokens):  # products of attention weights underflow in half precision
-        q = pair_attention(attention)[:, :, first, second]  # [B, L, number of unordered pairs]
+        q = pair_attention(attention).flatten(2)
+        q = q.index_select(2, first * size + second)  # [B, L, number of unordered pairs]
         q = q / (q.sum(1, keepdim=True) + eps)
         return q.transpose(1, 2) @ at_least_float32(tokens)
 
@@ -290,82 +300,92 @@ def pair_attention(attention):
 
 
 def unordered_pair(pairs, num_entities, diagonal=False):
-    """Where a pair [P, 3] is in `localized_contexts`: (document, index of {head, tail} among the
-    pairs i < j, ordered by i, then j), [P] each. diagonal: among the pairs i <= j."""
+    """Where a pair [P, 3] is in `localized_contexts`, of all documents in one row, [P]. In a
+    document the pairs {head, tail} = {i, j}, i < j, are ordered by i, then j. diagonal: i <= j."""
     doc, head, tail = pairs.T
     i, j = torch.minimum(head, tail), torch.maximum(head, tail)
     if diagonal:  # i <= j among E entities are i < j + 1 among E + 1
         num_entities, j = num_entities + 1, j + 1
-    return doc, i * (2 * num_entities - i - 1) // 2 + j - i - 1
+    before = doc * (num_entities * (num_entities - 1) // 2) - 1
+    return before + i * (2 * num_entities - 3 - i) // 2 + j
 
 
 def sentence_attention(attention, sentences, pairs, eps):
     """Sum of a pair's attention q over the tokens of each sentence, [P, S] (DREEAM, Eq. 5). It sums
     to less than 1, because special tokens belong to no sentence."""
     contexts = localized_contexts(sentences.to(attention.dtype), attention, eps)
-    return contexts[unordered_pair(pairs, attention.shape[1])]
+    return contexts.flatten(0, 1).index_select(0, unordered_pair(pairs, attention.shape[1]))
 
 
 def extract(linear, entities, entity_index, contexts, context_index):
     """tanh(W [h; c] + b) of every pair, [P, emb_size], h = entities[entity_index] and c =
     contexts[context_index]. W [h; c] = W_1 h + W_2 c, so W_1 h is computed once for an entity and
-    W_2 c once for a context, before they are indexed."""
-    width, dtype = entities.shape[-1], linear.weight.dtype  # a model may be loaded in bf16
-    by_entity = F.linear(entities.to(dtype), linear.weight[:, :width], linear.bias)
-    by_context = F.linear(contexts.to(dtype), linear.weight[:, width:])
-    return torch.tanh(by_entity[entity_index] + by_context[context_index])
+    W_2 c once for a context, before they are indexed. (By index_select, because the gradient of
+    x[index] sorts on a GPU. It adds up an entity's gradients one by one, so in float32.)"""
+    of_h, of_c = linear.weight.split([entities.shape[1], contexts.shape[1]], 1)
+    by_entity = F.linear(entities, of_h, linear.bias)
+    by_context = F.linear(contexts, of_c)
+    of_entity = at_least_float32(by_entity).index_select(0, entity_index)
+    return torch.tanh(of_entity + by_context.index_select(0, context_index))
 
 
-def grouped_bilinear(z_head, z_tail, linear, block_size):
+def grouped_bilinear(z_head, z_tail, linear, block_size, by_block=False):
     """sum over blocks k of z_head_k^T W_k z_tail_k, + b: twice [P, emb_size] -> [P, classes] in
-    float32."""
-    dtype = autocast_dtype(z_head.device, z_head.dtype)
+    float32. by_block: see `BlockBilinear`."""
+    dtype = autocast_dtype(z_head.device, linear.weight.dtype)
     z_head, z_tail = z_head.to(dtype), z_tail.to(dtype)
-    scores = BlockBilinear.apply(z_head, z_tail, linear.weight.to(z_head.dtype), block_size)
+    scores = BlockBilinear.apply(z_head, z_tail, linear.weight.to(dtype), block_size, by_block)
     return scores if linear.bias is None else scores + linear.bias
 
 
 class BlockBilinear(torch.autograd.Function):
-    """One matrix product for each block and each chunk of pairs. The outer products of a block,
-    [P, block_size^2], would be the model's largest tensor: only a chunk of them exists at a time,
-    and the backward pass computes them again."""
+    """The outer products of the blocks, [P, emb_size * block_size], would be the model's largest
+    tensor: only those of a chunk of pairs exist at a time, and the backward pass computes them
+    again. by_block: of a single block, too, which fits into a CPU's cache. A GPU takes all blocks
+    at once, which is fewer kernels."""
 
     @staticmethod
-    def forward(ctx, z_head, z_tail, weight, block_size):
+    def forward(ctx, z_head, z_tail, weight, block_size, by_block):
         ctx.save_for_backward(z_head, z_tail, weight)
-        ctx.block_size = block_size
+        ctx.settings = block_size, by_block
         dtype = torch.promote_types(weight.dtype, torch.float32)
         scores = torch.zeros(len(z_head), len(weight), dtype=dtype, device=weight.device)
-        weights = weight.split(block_size**2, 1)
-        for chunk in _chunks(z_head):
-            blocks = (x[chunk].split(block_size, 1) for x in (z_head, z_tail))
-            for u, v, w in zip(*blocks, weights, strict=True):
-                scores[chunk] += _outer(u, v) @ w.T
+        for pairs, columns, of_weight in _parts(z_head, block_size, by_block):
+            outer = _outer(z_head[pairs, columns], z_tail[pairs, columns], block_size)
+            if by_block:
+                scores[pairs] += outer @ weight[:, of_weight].T
+            else:  # a product for each block, for a sum in float32
+                outer = outer.unflatten(1, (-1, block_size**2)).transpose(0, 1)
+                blocks = weight.unflatten(1, (-1, block_size**2)).permute(1, 2, 0)
+                torch.sum(outer @ blocks, 0, dtype=dtype, out=scores[pairs])
         return scores
 
     @staticmethod
     def backward(ctx, grad):
         z_head, z_tail, weight = ctx.saved_tensors
-        size = ctx.block_size
+        size, by_block = ctx.settings
         grad = grad.to(weight.dtype)
         grad_head, grad_tail = torch.empty_like(z_head), torch.empty_like(z_tail)
         grad_weight = torch.zeros_like(weight)
-        weights, grad_weights = weight.split(size**2, 1), grad_weight.split(size**2, 1)
-        for chunk in _chunks(z_head):
-            blocks = (x[chunk].split(size, 1) for x in (z_head, z_tail, grad_head, grad_tail))
-            for u, v, grad_u, grad_v, w, grad_w in zip(*blocks, weights, grad_weights, strict=True):
-                grad_w += grad[chunk].T @ _outer(u, v)
-                grad_outer = (grad[chunk] @ w).unflatten(1, (size, size))
-                grad_u.copy_((grad_outer @ v[:, :, None])[:, :, 0])
-                grad_v.copy_((u[:, None, :] @ grad_outer)[:, 0])
-        return grad_head, grad_tail, grad_weight, None
+        for pairs, columns, of_weight in _parts(z_head, size, by_block):
+            u, v = z_head[pairs, columns], z_tail[pairs, columns]
+            grad_weight[:, of_weight] += grad[pairs].T @ _outer(u, v, size)
+            grad_outer = (grad[pairs] @ weight[:, of_weight]).view(-1, size, size)
+            grad_head[pairs, columns] = (grad_outer @ v.reshape(-1, size, 1)).view_as(u)
+            grad_tail[pairs, columns] = (u.reshape(-1, 1, size) @ grad_outer).view_as(v)
+        return grad_head, grad_tail, grad_weight, None, None
 
 
-def _chunks(z_head):
-    """Slices of pairs: on a CPU small enough for the cache; on a GPU large, for few kernels."""
-    size = 512 if z_head.device.type == "cpu" else 8192
-    return [slice(i, i + size) for i in range(0, len(z_head), size)]
+def _parts(z_head, block_size, by_block):
+    """Slices of the pairs, of the columns of z, and of those of the weight."""
+    num_pairs, emb_size = z_head.shape
+    chunk, width = (512, block_size) if by_block else (2048, emb_size)
+    for first in range(0, num_pairs, chunk):
+        for column in range(0, emb_size, width):
+            of_weight = slice(column * block_size, (column + width) * block_size)
+            yield slice(first, first + chunk), slice(column, column + width), of_weight
 
 
-def _outer(u, v):
-    return (u[:, :, None] * v[:, None, :]).flatten(1)
+def _outer(u, v, size):
+    """Outer products of the blocks: twice [P, n] -> [P, n * size]."""
+    return (u.unflatten(1, (-1, size, 1)) * v.unflatten(1, (-1, 1, size))).flatten(1)

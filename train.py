@@ -94,6 +94,7 @@ def train(args, data, predictor, folder, log):
         run_folder.clear(folder)
         run_folder.save_model_files(model, predictor.tokenizer, folder)
     replica = distributed.replicate(model)
+    forward = fit.CastOnce(model) if replica is model else replica
     steps_per_epoch = len(features) // (args.train_batch_size * args.gradient_accumulation_steps)
     num_steps = steps_per_epoch * args.num_train_epochs
     optimizer = fit.make_optimizer(
@@ -126,7 +127,7 @@ def train(args, data, predictor, folder, log):
             predictor.collate(x, sentences=learns_evidence, evidence=learns_evidence) for x in own
         ]
         return fit.train_step(
-            replica.train(),
+            forward,
             [to_device(batch, args.device) for batch in batches],
             loss_function=loss_function,
             optimizer=optimizer,
@@ -141,6 +142,7 @@ def train(args, data, predictor, folder, log):
 
     def evaluate_dev():
         outputs = predict(predictor, data, "dev")
+        replica.train()
         return distributed.broadcast(
             lambda: scoring.score(outputs, data, "dev", **decoding(args))[0]
         )
@@ -159,6 +161,7 @@ def train(args, data, predictor, folder, log):
     if distributed.rank():  # every process draws its own dropout
         torch.manual_seed(args.seed + distributed.rank())
     progress = resume.restore(folder, parts, settings, args.device) if args.resume else {}
+    replica.train()
     best = fit.fit(
         fit.Progress(**progress),
         epochs=epochs(),

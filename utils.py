@@ -69,7 +69,7 @@ def window_starts(length, size, num_special):
     return [i * (length - size) // (count - 1) for i in range(count)]
 
 
-def collate(features, tokens, num_class=97, size=512, sentences=False, evidence=False):
+def collate(features, tokens, num_class=97, size=512, sentences=False, evidence=False, multiple=1):
     """Features -> one batch, a dict of dense tensors (B documents of at most L tokens, W windows of
     T tokens, R mentions, E entities, P pairs; padded with 0):
 
@@ -89,19 +89,21 @@ def collate(features, tokens, num_class=97, size=512, sentences=False, evidence=
     evidence         [P, S]     float, how many relations of the pair name the sentence
 
     tokens: (opening ids, closing ids, padding id), see `special_tokens`. A mention whose marker was
-    cut off is left out. (As in the released code, a marker right at the cut falls on [SEP].)
+    cut off is left out. (As in the released code, a marker right at the cut falls on [SEP].) T is
+    padded to a multiple of `multiple`, but not beyond `size`.
     """
-    batch = _windows(features, tokens, size)
+    batch = _windows(features, tokens, size, multiple)
     batch |= _mentions(features)
     batch |= _pairs(features, num_class)
     if sentences:
-        batch["sentences"] = _sentences(features)
+        length = batch.get("doc_mask", batch["input_ids"]).shape[1]
+        batch["sentences"] = _sentences(features, length)
     if evidence:
         batch["evidence"] = _evidence(features)
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def _windows(features, tokens, size):
+def _windows(features, tokens, size, multiple):
     opening, closing, padding = tokens
     windows = []  # (document, start, ids, first and end of the tokens that are the document's)
     for i, feature in enumerate(features):
@@ -114,6 +116,7 @@ def _windows(features, tokens, size):
             end = len(own) - len(tail)
             windows.append((i, start, head + own[len(head) : end] + tail, len(head), end))
     width = max(len(x[2]) for x in windows)
+    width = min(-(-width // multiple) * multiple, size)
     input_ids = np.full((len(windows), width), padding, dtype=np.int64)
     mask = np.zeros((len(windows), width), dtype=np.int64)
     valid = np.zeros((len(windows), width), dtype=bool)
@@ -155,10 +158,9 @@ def _mentions(features):
     return {"mention_pos": position, "entity_mentions": belongs, "num_entities": counts}
 
 
-def _sentences(features):
-    longest = max(len(feature["input_ids"]) for feature in features)
+def _sentences(features, length):
     most = max(len(feature["sentence_bounds"]) - 1 for feature in features)
-    belongs = np.zeros((len(features), longest, max(most, 1)), dtype=np.float32)
+    belongs = np.zeros((len(features), length, max(most, 1)), dtype=np.float32)
     for i, feature in enumerate(features):
         # + 1: [CLS] comes first. No sentence reaches beyond the cut or contains [SEP].
         bounds = np.minimum(np.array(feature["sentence_bounds"]) + 1, len(feature["input_ids"]) - 1)

@@ -21,6 +21,7 @@ class DocuNet(DocREModel, backbone="docunet"):
     """
 
     own_loss = "balance_softmax"
+    float32 = (*DocREModel.float32, "liner.bias")
     sizes = {
         "max_height": (Annotated[int, Meta(ge=4)], 42, "of DocuNet's images of entity pairs"),
         "unet_in_dim": (Annotated[int, Meta(ge=1)], 3, "channels of DocuNet's images"),
@@ -68,10 +69,12 @@ class DocuNet(DocREModel, backbone="docunet"):
             index = torch.arange(height, device=image.device)
             index = torch.minimum(index, num_entities[docs, None] - 1).clamp(min=0)  # [b, height]
             padded = image[docs[:, None, None], index[:, :, None], index[:, None, :]]
-            padded = padded.to(self.liner.weight.dtype)
+            padded = padded.to(self.dtype)
             output = self.segmentation_net(padded.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             grid[docs, :height, :height] = output.to(grid.dtype)
-        return self.combine(self.bilinear, entities, grid[tuple(pairs.T)], pairs, slice(None))
+        doc, head, tail = pairs.T
+        index = (doc * largest + head) * largest + tail
+        return self.combine(self.bilinear, entities, grid.flatten(0, 2), pairs, index)
 
     def heights(self, num_entities, most):
         """Groups (documents, height of their images): one, unless a document has more entities."""

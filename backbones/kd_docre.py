@@ -32,8 +32,9 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
         # The released code takes the sum over heads, not the mean, which only changes eps.
         contexts = localized_contexts(tokens, attention, 1e-10 / attention.shape[2], diagonal=True)
         context_index = unordered_pair(cells, most, diagonal=True)
+        contexts = contexts.flatten(0, 1)
         embeddings = self.combine(self.projection, entities, contexts, cells, context_index)
-        embeddings = embeddings.to(self.projection.weight.dtype)
+        embeddings = embeddings.to(self.dtype)
         index = tuple(cells.T)
         is_cell = torch.zeros(num_docs, most, most, dtype=torch.bool, device=cells.device)
         # Not `= True`: the host would wait for the GPU to copy it.

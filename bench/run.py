@@ -31,7 +31,7 @@ from step import make_features
 import evaluation
 from encoders.loading import build_encoder, load_tokenizer
 from engine.device import pick_device
-from engine.fit import epoch_groups, make_optimizer, make_schedule, train_step
+from engine.fit import CastOnce, epoch_groups, make_optimizer, make_schedule, train_step
 from engine.inference import Predictor
 from inputs.documents import read_documents
 from inputs.files import relation_ids
@@ -203,6 +203,8 @@ class Pair:
         opening, closing = special_tokens(self.tokenizer, "bert")
         self.baseline = baseline.Baseline(self.ours, opening, closing)
         self.tokens = opening, closing, self.tokenizer.pad_token_id
+        self.forward = CastOnce(self.ours)
+        self.multiple = 1 if args.device == "cpu" else 16  # as in Predictor
         kind = torch.device(args.device).type
         self.amp = autocast(args.device, args.precision)
         self.baseline_amp = autocast(args.device, args.baseline_precision)
@@ -230,9 +232,9 @@ class Pair:
         return {k: x.to(self.args.device) if torch.is_tensor(x) else x for k, x in batch.items()}
 
     def train_ours(self, features):
-        self.ours.train()
-        batch = to_device(collate(features, self.tokens), self.args.device)
-        return train_step(self.ours, [batch], **self.rest["ours"])
+        batch = collate(features, self.tokens, multiple=self.multiple)
+        batch = to_device(batch, self.args.device)
+        return train_step(self.forward, [batch], **self.rest["ours"])
 
     def train_baseline(self, features):
         batch = self.baseline_batch(features)

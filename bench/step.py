@@ -7,7 +7,8 @@
 Every backbone runs in a process of its own: a batch of made-up documents, an encoder of BERT-base's
 size (or --width, --layers) with random weights, float32 on a CPU, bfloat16 on a GPU (or
 --precision). The time is the median of --repeats steps after one to warm up. Peak memory: on a GPU
-what was allocated; on a CPU the process's largest size less what it was before the first step.
+what was allocated; on a CPU the process's largest size less what it was before the first step. On a
+GPU one more step is traced: how many kernels it has, and for how long the card computes.
 """
 
 import argparse
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from backbones import BACKBONES
 from encoders.loading import build_encoder
-from engine.fit import make_optimizer, make_schedule, train_step
+from engine.fit import CastOnce, make_optimizer, make_schedule, train_step
 from losses import get_loss
 from model import new_model
 from utils import autocast, collate, set_seed
@@ -63,9 +64,10 @@ def make_features(args):
 
 
 def measure(backbone, args):
-    """{"seconds": median of the steps, "peak_mib": peak memory}"""
+    """{"seconds": median of the steps, "peak_mib": peak memory}, on a GPU also "kernels" and
+    "busy", the seconds that these take."""
     on_gpu = args.device.startswith("cuda")
-    batch = collate(make_features(args), ([2], [3], 0))
+    batch = collate(make_features(args), ([2], [3], 0), multiple=16 if on_gpu else 1)
     batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
     sizes = {"hidden_size": args.width, "intermediate_size": 4 * args.width}
     sizes |= {"num_hidden_layers": args.layers, "num_attention_heads": 12}
@@ -82,17 +84,27 @@ def measure(backbone, args):
         "max_grad_norm": 1.0,
     }
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(args.repeats + 1):
-        started = time.perf_counter()
-        train_step(model, [batch], **parts)
+    seconds, forward = [], CastOnce(model)
+
+    def step():
+        train_step(forward, [batch], **parts)
         if on_gpu:
             torch.cuda.synchronize()
+
+    for _ in range(args.repeats + 1):
+        started = time.perf_counter()
+        step()
         seconds.append(time.perf_counter() - started)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    if on_gpu:
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    return {"seconds": statistics.median(seconds[1:]), "peak_mib": peak}
+    found = {"seconds": statistics.median(seconds[1:])}
+    if not on_gpu:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        return found | {"peak_mib": peak / 1024}
+    found["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    with torch.profiler.profile() as profile:
+        step()
+    kernels = [x for x in profile.events() if x.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(x.time_range.elapsed_us() for x in kernels) / 1e6
+    return found | {"kernels": len(kernels), "busy": busy}
 
 
 def main():
@@ -116,12 +128,13 @@ def main():
     entities = " ".join(map(str, args.entities))
     print(f"{args.batch} documents, {entities} entities, {args.tokens} tokens each;", end=" ")
     print(f"encoder {args.layers} x {args.width}; {name}, {torch.get_num_threads()} threads")
-    print(f"{'backbone':10} {'s / step':>9} {'peak MiB':>9}")
+    print(f"{'backbone':10} {'ms / step':>9} {'peak MiB':>9} {'kernels':>9} {'busy ms':>9}")
     for backbone in BACKBONES:
         command = [sys.executable, __file__, *sys.argv[1:], "--backbone", backbone]
         result = subprocess.run(command, check=True, capture_output=True, text=True)
         row = json.loads(result.stdout.splitlines()[-1])
-        print(f"{backbone:10} {row['seconds']:9.2f} {row['peak_mib']:9.0f}", flush=True)
+        print(f"{backbone:10} {1000 * row['seconds']:9.1f} {row['peak_mib']:9.0f}", end=" ")
+        print(f"{row['kernels']:9} {1000 * row['busy']:9.1f}" if "busy" in row else "", flush=True)
 
 
 if __name__ == "__main__":

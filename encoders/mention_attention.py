@@ -12,6 +12,7 @@ Shapes: W windows of T tokens; R mentions; width d.
 """
 
 from contextlib import nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ QUERY_KEY = {
     "electra": ("query", "key"),
     "distilbert": ("q_lin", "k_lin"),
 }
+ATTENTION_MODULES = WeakKeyDictionary()  # of `attention_modules`, which takes as long as a layer
 
 
 def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=True, num_layers=1):
@@ -42,9 +44,11 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=
     `unpadded` is not used."""
     num_layers = min(num_layers, encoder.config.num_hidden_layers)
     if not computes_attention(encoder.config):
-        window = torch.arange(input_ids.shape[0], device=input_ids.device)[:, None]
         output = run_encoder(encoder, input_ids, attention_mask, num_layers, output_attentions=True)
-        attention = [x[window, :, mention_pos] for x in output.attentions[-num_layers:]]
+        attention = [
+            relative.at_mentions(x.transpose(1, 2), mention_pos)
+            for x in output.attentions[-num_layers:]
+        ]
         return last_hidden(encoder, output, num_layers), at_least_float32(mean(attention))
     is_unpadded = cpu_kernels and supports(encoder.config) and input_ids.device.type == "cpu"
     run = unpadded if is_unpadded else hooked
@@ -119,11 +123,9 @@ def hooked(encoder, input_ids, attention_mask, num_layers=1):
     """The forward of transformers with hooks. Returns the mean of the last num_layers outputs,
     [W, T, d], and (attention module, calls) of each of these layers. calls: name of a linear layer
     in the attention module -> its outputs, one for each call, such as the queries [W, T, d]."""
-    kind = encoder.config.model_type
-    names = QUERY_KEY[kind] if kind in QUERY_KEY else relative.SCORES[kind][0]
-    modules = [module for module in encoder.modules() if hasattr(module, names[0])][-num_layers:]
+    names, modules = attention_modules(encoder)
     layers, hooks = [], []
-    for module in modules:
+    for module in modules[-num_layers:]:
         calls = {name: [] for name in names if hasattr(module, name)}
         layers.append((module, calls))
         for name, outputs in calls.items():
@@ -136,6 +138,16 @@ def hooked(encoder, input_ids, attention_mask, num_layers=1):
         for hook in hooks:
             hook.remove()
     return last_hidden(encoder, output, num_layers), layers
+
+
+def attention_modules(encoder):
+    """The names of the linear layers that `hooked` listens to, and the modules that have them."""
+    if encoder not in ATTENTION_MODULES:
+        kind = encoder.config.model_type
+        names = QUERY_KEY[kind] if kind in QUERY_KEY else relative.SCORES[kind][0]
+        modules = [module for module in encoder.modules() if hasattr(module, names[0])]
+        ATTENTION_MODULES[encoder] = names, modules
+    return ATTENTION_MODULES[encoder]
 
 
 def mask_of(encoder, attention_mask):

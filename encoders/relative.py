@@ -25,8 +25,12 @@ def is_known(config):
 
 
 def at_mentions(values, mention_pos):
-    """Values of the mentions: [W, T, ...] -> [W, R, ...]."""
-    return values[torch.arange(values.shape[0], device=values.device)[:, None], mention_pos]
+    """Values of the mentions: [W, T, ...] -> [W, R, ...]. (By index_select, because the gradient of
+    values[window, mention_pos] sorts on a GPU.)"""
+    num_windows, length = values.shape[:2]
+    first = torch.arange(0, num_windows * length, length, device=values.device)
+    index = (first[:, None] + mention_pos).flatten()
+    return values.flatten(0, 1).index_select(0, index).unflatten(0, mention_pos.shape)
 
 
 def products(query, key):

@@ -42,6 +42,8 @@ class Predictor:
             tokens=(opening, closing, tokenizer.pad_token_id),
             num_class=model.config.num_labels,
             size=window_size(config),
+            # Fused attention on a GPU copies masks of other lengths in every layer.
+            multiple=1 if model.on_cpu else 16,
         )
         self.autocast = autocast(model.device, precision)
 

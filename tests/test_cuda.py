@@ -19,7 +19,7 @@ from step import make_features
 
 import train
 from backbones import BACKBONES
-from engine.fit import make_optimizer, make_schedule, train_step
+from engine.fit import CastOnce, make_optimizer, make_schedule, train_step
 from losses import LOSSES, evidence_loss, get_loss
 from model import new_model
 from utils import autocast, collate, set_seed, to_device
@@ -117,6 +117,7 @@ def make_step(backbone, precision, scale=2.0**16):
     """A model, a function that trains it for a step on a batch of `collate` and returns the loss,
     and its scaler. DREEAM learns evidence, too."""
     model = tiny_model(backbone, dropout=0.1).to(DEVICE).train()
+    forward = CastOnce(model)
     evidence_weight = 0.1 if backbone == "dreeam" else 0.0
     optimizer = make_optimizer(model, 1e-3, 1e-3)
     scaler = torch.amp.GradScaler(DEVICE, scale, enabled=precision == "fp16")
@@ -135,7 +136,7 @@ def make_step(backbone, precision, scale=2.0**16):
         num_related = int((~batch["labels"][:, 0]).sum())
         if not evidence_weight:
             batch = {k: x for k, x in batch.items() if k not in ("sentences", "evidence")}
-        return train_step(model, [to_device(batch, DEVICE)], num_related=num_related, **parts)
+        return train_step(forward, [to_device(batch, DEVICE)], num_related=num_related, **parts)
 
     return model, step, scaler
 

@@ -96,6 +96,20 @@ def test_padding_changes_nothing(backbone):
         assert torch.allclose(model(**batch), model(**padded), atol=1e-9)
 
 
+def test_lengths_are_rounded_up_within_the_window():
+    model = small_model(max_position_embeddings=130).double()
+    features = features_of((6, 5), (3, 9))  # of 122 tokens at most
+    for size, length in (512, 128), (125, 125):
+        kept, rounded = (
+            collate(features, TOKENS, size=size, sentences=True, multiple=x) for x in (1, 16)
+        )
+        assert (kept["input_ids"].shape[1], rounded["input_ids"].shape[1]) == (122, length)
+        del kept["labels"], rounded["labels"]
+        with torch.no_grad():
+            for a, b in zip(model(**kept), model(**rounded), strict=True):
+                assert torch.allclose(a, b, atol=1e-9)
+
+
 @pytest.mark.parametrize("backbone", ["atlop", "kd_docre"])  # a U-Net sees an order
 def test_permuting_entities_permutes_logits(backbone):
     model = small_model(backbone=backbone).double()
@@ -205,18 +219,38 @@ def test_entity_embeddings_of_large_numbers():
         assert torch.allclose(found[doc, entity], expected)
 
 
-def test_grouped_bilinear_gradients():
+@pytest.mark.parametrize("by_block", [False, True])
+def test_grouped_bilinear_gradients(by_block):
     torch.manual_seed(0)
     linear = torch.nn.Linear(8 * 4, 5).double()
     z = [torch.randn(7, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
 
     def function(u, v, weight, bias):
-        return grouped_bilinear(u, v, SimpleNamespace(weight=weight, bias=bias), 4)
+        linear = SimpleNamespace(weight=weight, bias=bias)
+        return grouped_bilinear(u, v, linear, 4, by_block)
 
     assert torch.autograd.gradcheck(function, (*z, linear.weight, linear.bias))
     outer = z[0].view(7, 2, 4, 1) * z[1].view(7, 2, 1, 4)
     expected = linear(outer.flatten(1))
-    assert torch.allclose(grouped_bilinear(*z, linear, 4), expected)
+    assert torch.allclose(grouped_bilinear(*z, linear, 4, by_block), expected)
+
+
+@pytest.mark.parametrize("dtype,error", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_grouped_bilinear_of_a_gpu_and_of_a_cpu(dtype, error):
+    """All blocks at once or one by one, 2,048 or 512 pairs at a time: scores and gradients."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(16 * 4, 5)
+    draw = [torch.randn(2500, 16) for _ in range(2)]
+    results = []
+    for by_block in (False, True):
+        z = [x.to(dtype).requires_grad_() for x in draw]
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            scores = grouped_bilinear(*z, linear, 4, by_block)
+        assert scores.dtype == torch.float32
+        grads = torch.autograd.grad((scores**2).mean(), (*z, linear.weight))
+        results.append((scores, *grads))
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() / b.norm() < error
 
 
 def test_encoders_without_attention_and_decoders_are_refused():

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# All that docs/performance.md says of a GPU, in some ten minutes: the tests, a traced step of every
+# backbone (kernels, milliseconds of the card), training and evaluation against the baseline, and what
+# run_bert.sh would take. DATA: folder of the data files.
+#   DATA=dataset/redocred bash bench/gpu.sh
+set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
+DATA="${DATA:-$ROOT/dataset/redocred}"
+cd "$ROOT"
+"$PYTHON" -m pytest -q -m gpu tests/test_cuda.py
+"$PYTHON" bench/step.py --device cuda --entities 15 20 22 29 --tokens 300 --repeats 50
+"$PYTHON" bench/step.py --device cuda --entities 15 20 22 29 --tokens 300 --width 384 --layers 6 --repeats 50
+"$PYTHON" bench/run.py --device cuda --data_dir "$DATA" --documents 400 --eval_documents 400 "$@"
