@@ -1,0 +1,83 @@
+"""docs/articles: marks and texts belong together, and the page's counts are theirs."""
+
+from conftest import ROOT
+
+from inputs.documents import read_documents
+from inputs.spacy_documents import LONGEST, read_text
+
+FOLDER = ROOT / "docs/articles"
+INVERSE = dict(
+    zip(
+        "P26 P3373 P190 P36 P1376 P361 P527 P155 P156 P749 P355 P1344 P710 P150 P674".split(),
+        "P26 P3373 P190 P1376 P36 P527 P361 P156 P155 P355 P749 P710 P1344 P131 P1441".split(),
+        strict=True,
+    )
+)
+WITH_NOTABLE_WORK = "P50 P57 P58 P162 P175".split()
+
+
+def articles():
+    return read_documents(FOLDER / "articles.json")
+
+
+def sentences(mentions):
+    return {x["sent_id"] for x in mentions}
+
+
+def test_texts_and_mentions_are_the_words_of_the_documents():
+    found = articles()
+    assert {x["title"] for x in found} == {x.stem for x in FOLDER.glob("*.txt")}
+    for document in found:
+        text = read_text(FOLDER / f"{document['title']}.txt", 10_000)
+        words = [word for sentence in document["sents"] for word in sentence]
+        assert "".join(text.split()) == "".join(words) and len(words) <= LONGEST
+        spans = set()
+        for mention in (x for mentions in document["vertexSet"] for x in mentions):
+            (start, end), number = mention["pos"], mention["sent_id"]
+            name = "".join(document["sents"][number][start:end])
+            assert name == mention["name"].replace(" ", "") and mention["name"] in text
+            assert mention["type"] in "PER ORG LOC TIME NUM MISC".split()
+            assert (number, start) not in spans
+            spans.add((number, start))
+
+
+def test_evidence_names_both_ends():
+    for document in articles():
+        for label in document["labels"]:
+            for end in "ht":
+                named = sentences(document["vertexSet"][label[end]])
+                assert named & set(label["evidence"]), (document["title"], label)
+
+
+def test_inverse_relations_are_marked():
+    for document in articles():
+        labels = [(x["h"], x["r"], x["t"]) for x in document["labels"]]
+        facts = set(labels)
+        assert len(facts) == len(labels)
+        for head, relation, tail in labels:
+            back = {r for r in (*INVERSE.values(), "P22", "P25", "P40", "P800", "P1001")}
+            back = {r for r in back if (tail, r, head) in facts}
+            where = document["title"], head, relation, tail
+            assert relation not in INVERSE or INVERSE[relation] in back, where
+            assert relation != "P40" or back & {"P22", "P25"}, where
+            assert relation not in ("P22", "P25") or "P40" in back, where
+            assert relation not in WITH_NOTABLE_WORK or "P800" in back, where
+            assert relation != "P6" or "P1001" in back, where
+            place = document["vertexSet"][head][0]["type"] in ("LOC", "ORG")
+            assert relation != "P17" or not place or (head, "P131", tail) in facts, where
+
+
+def test_the_page_counts_right():
+    page, totals = (FOLDER / "README.md").read_text(), [0] * 5
+    for document in articles():
+        at = [sentences(x) for x in document["vertexSet"]]
+        across = sum(not at[x["h"]] & at[x["t"]] for x in document["labels"])
+        words, mentions = (sum(map(len, document[x])) for x in ("sents", "vertexSet"))
+        counts = words, len(at), mentions, len(document["labels"]), across
+        totals = [x + y for x, y in zip(totals, counts, strict=True)]
+        title, row = document["title"], " | ".join(map(str, counts))
+        assert f"| [{title.replace('_', ' ')}]({title}.txt) | {row} |" in page
+    share = f"({totals[-1] / totals[-2]:.0%})".replace("%", " %")
+    assert f"| all | {' | '.join(f'{x:,}' for x in totals)} {share} |" in page
+    relations = {x["r"] for document in articles() for x in document["labels"]}
+    assert f"{len(relations)} different relations" in page
