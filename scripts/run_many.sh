@@ -1,6 +1,7 @@
 # Sourced by run_table2.sh and run_table3.sh, which describe the variables: many runs of one recipe,
 # JOBS at once, then the report. A finished run is not run again (train.py says if its flags or data
-# were others), an interrupted one continues, and a failed one does not stop the others.
+# were others), an interrupted one continues, and a failed one does not stop the others. How far all
+# are is a line a minute, on a terminal one line kept up to date (progress.py).
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SEEDS="${SEEDS:-1 5 42 66 233}"
@@ -27,16 +28,10 @@ print(f"test F1 {100 * json.load(open(sys.argv[1]))['\''test'\'']['\''f1'\'']:.2
     echo "no test F1"
 }
 
-duration() {  # of seconds
-  if (($1 < 120)); then echo "$1 s"; elif (($1 < 7200)); then echo "$(($1 / 60)) min"; else
-    echo "$(($1 / 3600)) h $(($1 % 3600 / 60)) min"
-  fi
-}
-
 # run_one "K NAME SEED FLAG...": the K-th run; prints its outcome. Each of the JOBS runs at a time has
 # a slot, 0 to JOBS - 1, one thread, and the GPU with the number of its slot (modulo their number).
 run_one() {
-  local k name seed given run log line slot status=0 start=$SECONDS left finished=
+  local k name seed given run log line slot status=0 start=$SECONDS finished=
   eval "given=($GIVEN); set -- $1"  # both quoted by printf %q
   k="$1" name="$2" seed="$3"
   shift 3
@@ -60,15 +55,14 @@ run_one() {
     --seed "$seed" --output_dir "$run" --resume > "$log" 2>&1 || status=$?
   if ((status == 130)); then
     touch "$NOTES/interrupted"
-    echo "$line: interrupted" >&2
+    echo "$CLEAR$line: interrupted" >&2
     return 255  # xargs starts no other
   fi
   if ((status == 0)) && [[ "$finished" ]]; then
-    echo "$line: $(test_f1 "$run/results.json"), finished before"
+    echo "$CLEAR$line: $(test_f1 "$run/results.json"), finished before"
     return
   fi
   if ((status == 0)); then
-    echo >> "$NOTES/succeeded"
     line+=": $(test_f1 "$run/results.json"), $((SECONDS - start)) s"
   else
     echo "$name-seed$seed" >> "$NOTES/failed"
@@ -76,12 +70,22 @@ run_one() {
     line+="$({ grep '^error:' "$log" || cat "$log"; } | tail -n 1)"
     [[ "$finished" ]] || line+=" ($log)"
   fi
-  [[ "$finished" ]] || echo >> "$NOTES/done"
-  left=$((TO_DO - $(wc -l < "$NOTES/done")))
-  if ((left > 0)) && [[ -f "$NOTES/succeeded" ]]; then
-    line+="; about $(duration $((left * ($(date +%s) - STARTED) / $(wc -l < "$NOTES/done")))) left"
-  fi
-  echo "$line"
+  echo "$CLEAR$line"
+}
+
+# start_progress FOLDER...: prints how far the runs in these folders are, until stop_progress.
+start_progress() {
+  "$PYTHON" "$ROOT/scripts/progress.py" "$(cat "$ROOT/scripts/run_$RECIPE.sh") $GIVEN" \
+    "$NOTES/failed" "$@" &
+  PROGRESS=$!
+}
+
+stop_progress() {
+  [[ "$PROGRESS" ]] || return 0
+  kill "$PROGRESS" 2> /dev/null || true
+  wait "$PROGRESS" 2> /dev/null || true
+  PROGRESS=
+  printf '%s' "$CLEAR"
 }
 
 # After Ctrl-C, which the runs get, too: waits until they have saved their state and ended.
@@ -93,32 +97,35 @@ interrupted() {
 # run_all FLAG...: all RUNS with these flags, too, then the report in OUT/report. Ends the script,
 # with exit code 1 if a run failed.
 run_all() {
-  local k=0 line status=0
-  JOBS="${JOBS:-1}" TOTAL="${#RUNS[@]}" TO_DO=0 STARTED="$(date +%s)" GIVEN=""
+  local k=0 to_do=0 line status=0 folders=()
+  JOBS="${JOBS:-1}" TOTAL="${#RUNS[@]}" GIVEN="" PROGRESS="" CLEAR=""
   [[ -f "$ROOT/scripts/run_$RECIPE.sh" ]] ||
     fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
   [[ "$JOBS" =~ ^[1-9][0-9]*$ ]] || fail "JOBS=$JOBS: not a number of runs at once"
   NOTES="$(mktemp -d)"
-  touch "$NOTES/done"
-  # shellcheck disable=SC2064
-  trap "rm -rf '$NOTES'" EXIT
+  trap 'stop_progress; rm -rf "$NOTES"' EXIT
   trap interrupted INT  # also where a run ends with another code, as torchrun's do
   DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")"
   (($# == 0)) || GIVEN="$(printf '%q ' "$@")"
   GPUS_HERE="${CUDA_VISIBLE_DEVICES-$({ nvidia-smi --query-gpu=index --format=csv,noheader \
     2> /dev/null || true; } | tr '\n' ',')}"
+  [[ ! -t 1 ]] || CLEAR=$'\r\e[K'  # takes the line of the progress away
   mkdir -p "$OUT"
   for line in "${RUNS[@]}"; do
     eval "set -- $line"
-    [[ -f "$OUT/$1-seed$2/results.json" ]] || TO_DO=$((TO_DO + 1))
+    folders+=("$OUT/$1-seed$2")
+    [[ -f "$OUT/$1-seed$2/results.json" ]] || to_do=$((to_do + 1))
   done
-  echo "$TOTAL runs, $TO_DO to do; a run's output goes to $OUT/NAME-seedN.log"
-  export ROOT PYTHON OUT DATA RECIPE ENCODER="${ENCODER:-}" GIVEN TOTAL TO_DO STARTED JOBS GPUS_HERE
-  export NOTES
-  export -f run_one test_f1 duration
+  echo "$TOTAL runs, $to_do to do; a run's output goes to $OUT/NAME-seedN.log"
+  if ((to_do)); then
+    start_progress "${folders[@]}"
+  fi
+  export ROOT PYTHON OUT DATA RECIPE ENCODER="${ENCODER:-}" GIVEN TOTAL JOBS GPUS_HERE NOTES CLEAR
+  export -f run_one test_f1
   for line in "${RUNS[@]}"; do printf '%s\0' "$((k += 1)) $line"; done |
     xargs -0 -n 1 -P "$JOBS" bash -c 'run_one "$1"' _ || status=$?
   [[ ! -e "$NOTES/interrupted" ]] || interrupted
+  stop_progress
   status=0
   "$PYTHON" "$ROOT/report.py" --runs "$OUT" --out "$OUT/report" --data_dir "$DATA" || status=$?
   if [[ -f "$NOTES/failed" ]]; then
