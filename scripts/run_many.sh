@@ -73,6 +73,43 @@ run_one() {
   echo "$CLEAR$line"
 }
 
+# CUDA's multi-process service (MPS) lets the kernels of several runs share a GPU; without it they take
+# turns. Started where a GPU has more than one run, unless the user has a daemon already. One daemon
+# serves all GPUs that it sees, those of GPUS_HERE. It numbers them anew: with CUDA_VISIBLE_DEVICES=2,5
+# its clients call them 0 and 1. Where a client does not find them all, or no server of this daemon
+# has served it, the runs go on without.
+start_mps() {
+  local gpus numbers client
+  IFS=, read -ra gpus <<< "$GPUS_HERE"
+  ((${#gpus[@]} > 0 && JOBS > ${#gpus[@]})) || return 0
+  [[ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]] || return 0
+  type -P nvidia-cuda-mps-control > /dev/null || return 0
+  MPS="$(mktemp -d /tmp/mps.XXXX)"  # not in TMPDIR: the path of a socket has at most 107 bytes
+  export CUDA_MPS_PIPE_DIRECTORY="$MPS" CUDA_MPS_LOG_DIRECTORY="$MPS"
+  numbers="${!gpus[*]}" numbers="${numbers// /,}"
+  client="import torch; [torch.ones(1, device=f'cuda:{i}').item() for i in range(${#gpus[@]})]"
+  if {
+    nvidia-cuda-mps-control -d &&
+      CUDA_VISIBLE_DEVICES="$numbers" timeout --foreground 120 "$PYTHON" -c "$client" &&
+      echo get_server_list | timeout 30 nvidia-cuda-mps-control | grep '[0-9]'
+  } > "$MPS/said" 2>&1; then
+    GPUS_HERE="$numbers"
+    echo "the runs share the GPUs through CUDA's MPS"
+  else
+    echo "the runs go on without CUDA's MPS, which does not work here:" \
+      "$(grep -im 1 error "$MPS/said" || tail -n 1 "$MPS/said")"
+    stop_mps
+  fi
+}
+
+stop_mps() {
+  [[ "$MPS" ]] || return 0
+  echo quit | timeout 60 nvidia-cuda-mps-control > /dev/null 2>&1 || true
+  rm -rf "$MPS"
+  MPS=
+  unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+}
+
 # start_progress FOLDER...: prints how far the runs in these folders are, until stop_progress.
 start_progress() {
   "$PYTHON" "$ROOT/scripts/progress.py" "$(cat "$ROOT/scripts/run_$RECIPE.sh") $GIVEN" \
@@ -98,17 +135,17 @@ interrupted() {
 # with exit code 1 if a run failed.
 run_all() {
   local k=0 to_do=0 line status=0 folders=()
-  JOBS="${JOBS:-1}" TOTAL="${#RUNS[@]}" GIVEN="" PROGRESS="" CLEAR=""
+  JOBS="${JOBS:-1}" TOTAL="${#RUNS[@]}" GIVEN="" MPS="" PROGRESS="" CLEAR=""
   [[ -f "$ROOT/scripts/run_$RECIPE.sh" ]] ||
     fail "RECIPE=$RECIPE: there is no scripts/run_$RECIPE.sh"
   [[ "$JOBS" =~ ^[1-9][0-9]*$ ]] || fail "JOBS=$JOBS: not a number of runs at once"
   NOTES="$(mktemp -d)"
-  trap 'stop_progress; rm -rf "$NOTES"' EXIT
+  trap 'stop_progress; stop_mps; rm -rf "$NOTES"' EXIT
   trap interrupted INT  # also where a run ends with another code, as torchrun's do
   DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")"
   (($# == 0)) || GIVEN="$(printf '%q ' "$@")"
-  GPUS_HERE="${CUDA_VISIBLE_DEVICES-$({ nvidia-smi --query-gpu=index --format=csv,noheader \
-    2> /dev/null || true; } | tr '\n' ',')}"
+  GPUS_HERE="${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader \
+    2> /dev/null | grep '^[0-9]' | paste -s -d , - || true)}"
   [[ ! -t 1 ]] || CLEAR=$'\r\e[K'  # takes the line of the progress away
   mkdir -p "$OUT"
   for line in "${RUNS[@]}"; do
@@ -118,6 +155,7 @@ run_all() {
   done
   echo "$TOTAL runs, $to_do to do; a run's output goes to $OUT/NAME-seedN.log"
   if ((to_do)); then
+    start_mps
     start_progress "${folders[@]}"
   fi
   export ROOT PYTHON OUT DATA RECIPE ENCODER="${ENCODER:-}" GIVEN TOTAL JOBS GPUS_HERE NOTES CLEAR
@@ -126,6 +164,7 @@ run_all() {
     xargs -0 -n 1 -P "$JOBS" bash -c 'run_one "$1"' _ || status=$?
   [[ ! -e "$NOTES/interrupted" ]] || interrupted
   stop_progress
+  stop_mps
   status=0
   "$PYTHON" "$ROOT/report.py" --runs "$OUT" --out "$OUT/report" --data_dir "$DATA" || status=$?
   if [[ -f "$NOTES/failed" ]]; then

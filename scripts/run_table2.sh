@@ -9,7 +9,8 @@
 #   ENCODER     default: the recipe's
 #   DATA        folder of the data files; default: REDOCRED_DIR, or Re-DocRED is downloaded
 #   OUT         default runs/table2-$RECIPE
-#   JOBS        runs at once, one thread each, the GPUs in turn; default 1
+#   JOBS        runs at once, one thread each, the GPUs in turn; default 1. Several on a GPU share it
+#               through CUDA's MPS where that works
 # Flags given to this script go to every run:
 #   SEEDS=66 RECIPE=minilm bash scripts/run_table2.sh --num_train_epochs 4
 # Evidence and fusion, with ATL and with HingeABL:

@@ -10,7 +10,8 @@
 #   ENCODER   default: the recipe's
 #   DATA      folder of the data files; default: REDOCRED_DIR, or Re-DocRED is downloaded
 #   OUT       default runs/table3-$RECIPE
-#   JOBS      runs at once, one thread each, the GPUs in turn; default 1
+#   JOBS      runs at once, one thread each, the GPUs in turn; default 1. Several on a GPU share it
+#             through CUDA's MPS where that works
 # Flags given to this script go to every run. The first seed's runs keep their logits, for figures.
 #   SEEDS="1 5" LOSSES="ATL HingeABL HingeABL:joint" RECIPE=minilm bash scripts/run_table3.sh
 # The margin sweep:

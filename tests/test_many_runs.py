@@ -1,10 +1,13 @@
-"""Many runs at once: the line of progress, with stand-ins for all that the script calls."""
+"""Many runs at once: CUDA's MPS and the line of progress, with stand-ins for all that they call."""
 
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import progress
@@ -19,11 +22,28 @@ for seed in 1 2 3; do add_run ATL "$seed" --loss_type ATL; done
 run_all "$@"
 """
 
+CONTROL = """#!/usr/bin/env bash
+# Stands for nvidia-cuda-mps-control: notes what it is told.
+told="${1-}"
+[[ "$told" ]] || told="$(cat)"
+echo "$told $CUDA_MPS_PIPE_DIRECTORY ${CUDA_VISIBLE_DEVICES-}" >> "$CALLS"
+[[ "$told $FAULT" != "get_server_list " ]] || echo 17
+"""
+
 PYTHON = """#!/usr/bin/env bash
-# Stands for python: train.py leaves a bar and no results. The run of seed 3 fails.
+# Stands for python: MPS's client and train.py note their environment. The run of seed 3 fails.
+note() {
+  local pipe="${CUDA_MPS_PIPE_DIRECTORY-none}" gpus="${CUDA_VISIBLE_DEVICES-none}"
+  echo "$1 $pipe $gpus ${OMP_NUM_THREADS-all}" >> "$CALLS"
+}
 case "$*" in
-  */train.py*"--seed 3"*) exit 1 ;;
+  *torch.ones*)
+    note client
+    [[ "$FAULT" != client ]] || { echo "RuntimeError: no client"; echo "more"; exit 1; } ;;
+  */train.py*"--seed 3"*) note train; exit 1 ;;
   */train.py*)
+    note train
+    trap 'sleep 0.3; note saved; exit 130' INT
     printf 'train:  50%%|##   | 3/6 [00:01<00:01]\\r'
     sleep "$SLEEP" ;;
   */report.py*) ;;
@@ -39,26 +59,90 @@ TOOLS = """bash cat dirname env grep mkdir mktemp paste rm rmdir sed sleep sort 
 def many(tmp_path):
     """Starts three runs, where PATH has the stand-ins and TOOLS, and no GPU of this machine."""
     (tmp_path / "bin").mkdir()
+    (tmp_path / "calls").touch()
     for tool in TOOLS:
         path = shutil.which(tool) or pytest.skip(f"needs {tool}")
         (tmp_path / "bin" / tool).symlink_to(path)
     python = PYTHON.replace("{python}", sys.executable)
     smi = '#!/usr/bin/env bash\nprintf "$SMI"\n'
-    stubs = {"python": python, "nvidia-smi": smi}
+    stubs = {"python": python, "nvidia-cuda-mps-control": CONTROL, "nvidia-smi": smi}
     for name, text in stubs.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     env = {"PATH": str(tmp_path / "bin"), "PYTHON": "python", "DATA": "data", "JOBS": "3"}
-    env |= {"OUT": str(tmp_path / "out"), "SLEEP": "0", "SMI": "0\\n1\\n"}
+    env |= {"OUT": str(tmp_path / "out"), "CALLS": str(tmp_path / "calls"), "FAULT": ""}
+    env |= {"SLEEP": "0", "SMI": "0\\n1\\n"}
 
     def start(process=subprocess.run, flags=(), stdout=subprocess.PIPE, **change):
         return process(
             [shutil.which("bash"), "-c", START.format(root=ROOT), "_", *flags],
             env=env | change, stdout=stdout, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     return start
+
+
+def calls(folder):
+    """[what is called, MPS's folder, visible GPUs] of every call, of python also its threads."""
+    return [x.split(" ") for x in (folder / "calls").read_text().splitlines()]
+
+
+def test_runs_share_gpus_through_mps(many, tmp_path):
+    result = many(CUDA_VISIBLE_DEVICES="2,5")
+    assert result.returncode == 1 and result.stderr == "failed: ATL-seed3\n"
+    assert "the runs share the GPUs through CUDA's MPS\n" in result.stdout
+    (_, folder, _), *_ = found = calls(tmp_path)
+    assert found[:2] == [["-d", folder, "2,5"], ["client", folder, "0,1", "all"]]
+    assert found[2][0] == "get_server_list" and found[-1] == ["quit", folder, "2,5"]
+    assert sorted(found[3:-1]) == [["train", folder, x, "1"] for x in "001"]
+    assert folder.startswith("/tmp/mps.") and not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"FAULT": "client"},
+        {"FAULT": "server"},
+        {"FAULT": "no command"},
+        {"JOBS": "1"},
+        {"JOBS": "2"},
+        {"SMI": "No devices were found\\n"},
+        {"CUDA_VISIBLE_DEVICES": ""},
+        {"CUDA_MPS_PIPE_DIRECTORY": "/mine"},
+    ],
+    ids=str,
+)
+def test_runs_go_on_without_mps(many, tmp_path, change):
+    if change.get("FAULT") == "no command":
+        (tmp_path / "bin/nvidia-cuda-mps-control").unlink()
+    result = many(**change)
+    assert result.returncode == 1 and result.stderr == "failed: ATL-seed3\n"
+    told = [x[0] for x in calls(tmp_path)]
+    tried = {
+        "client": ["-d", "client", "quit"],
+        "server": ["-d", "client", "get_server_list", "quit"],
+    }
+    assert told == tried.get(change.get("FAULT"), []) + 3 * ["train"]
+    assert ("MPS" in result.stdout) == (len(told) > 3)
+    said = "go on without CUDA's MPS, which does not work here: RuntimeError: no client\n"
+    assert (said in result.stdout) == (change.get("FAULT") == "client")
+    assert {x[1] for x in calls(tmp_path)[-3:]} == {change.get("CUDA_MPS_PIPE_DIRECTORY", "none")}
+
+
+def test_mps_ends_after_the_interrupted_runs(many, tmp_path):
+    process = many(subprocess.Popen, SLEEP="30", JOBS="2", SMI="0\\n")
+    deadline = time.monotonic() + 30
+    while len(calls(tmp_path)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    process.communicate(timeout=30)
+    told = [x[0] for x in calls(tmp_path)]
+    assert process.returncode == 130 and told[3:] == ["train", "train", "saved", "saved", "quit"]
+    assert not Path(calls(tmp_path)[0][1]).exists()
+    running = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True)
+    groups = [x.split() for x in running.stdout.splitlines()]
+    assert [x for x in groups if x[0] == str(process.pid) and x[1][0] != "Z"] == []
 
 
 def test_progress_on_a_terminal_is_one_line(many, tmp_path):
