@@ -1,8 +1,9 @@
-"""The seven losses of the paper's Table 3, three later ones, and the decoding rule.
+"""The seven losses of the paper's Table 3, four others, and the decoding rule.
 
 Every loss takes `logits` [pairs, classes] and multi-hot `labels` [pairs, classes] and returns the
-mean over pairs, a scalar. Class 0 is the threshold class TH; `labels[:, 0]` is 1 where no relation
-holds. P are a pair's positive relations, N its negative ones (class 0 is in neither), s the logits:
+mean over pairs, a scalar (SSR_PU: a sum of means over pairs). Class 0 is the threshold class TH;
+`labels[:, 0]` is 1 where no relation holds. P are a pair's positive relations, N its negative ones
+(class 0 is in neither), s the logits:
 
     d_r = s_r - s_TH  for r in P,    s_TH - s_r  for r in N                              (Eq. 8)
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 def _split(logits, labels):
@@ -177,12 +179,40 @@ def ncrl_loss(logits, labels, ncrl_shift: Annotated[float, msgspec.Meta(ge=0, lt
     return (loss - none).mean()
 
 
-def atgl_loss(logits, labels, positive_weight: Annotated[float, msgspec.Meta(gt=0)] = 16.5):
+def atgl_loss(logits, labels, positive_weight: Positive = 16.5):
     """Adaptive Threshold Global Loss (ACL 2026): -log p_TH - w sum_P log p_r, p the softmax over
     all classes."""
     logits, positive, _ = _split(logits, labels)
     nll = -logits.log_softmax(1)
     return (nll[:, 0] + positive_weight * (nll * positive).sum(1)).mean()
+
+
+def ssr_pu_loss(
+    logits, labels, prior_factor: Positive = 3.0, margin: float = 0.25, *, class_priors
+):
+    """SSR-PU for incomplete labels (Wang et al., EMNLP 2022): the sum over relations of r1 + r2, or
+    of -r1 alone where r1 < 0. A pair without a label may still have the relation, so
+
+        r1 = (1 - p) E_U l(f, -1) - (pi - p) E_P l(f, -1)
+        r2 = sqrt(pi (1 - pi)) E_P l(f, +1)
+
+    with f = s_r - s_TH, l(f, y) = (y f - margin)^2 / 4, p the share of the training pairs that are
+    labelled with r, pi = prior_factor p the share that is assumed to have it (1: as labelled, which
+    is their PN), E_U and E_P the means over the given pairs without and with the label, 0 where
+    there are none. class_priors [classes - 1]: p. A relation with p = 0 adds nothing.
+    """
+    logits, positive, negative = _split(logits, labels)
+    score = logits - logits[:, :1]
+
+    def risk(part, y):
+        mean = ((y * score - margin).square() / 4 * part).sum(0) / part.sum(0).clamp(min=1)
+        return mean[1:]
+
+    p = class_priors.to(score)
+    pi = prior_factor * p
+    r1 = (1 - p) * risk(negative, -1) - (pi - p) * risk(positive, -1)
+    r2 = (pi * (1 - pi)).sqrt() * risk(positive, 1)
+    return torch.where(r1 < 0, -r1, r1 + r2).masked_fill(p == 0, 0).sum()
 
 
 def evidence_loss(sentence_attention, counts):
@@ -198,7 +228,8 @@ def evidence_loss(sentence_attention, counts):
 
 
 # The first seven are the paper's Table 3. A function's further parameters are the options of its
-# loss: each is a flag of train.py, is saved with the model and is named in reports.
+# loss: each is a flag of train.py, is saved with the model and is named in reports. A keyword-only
+# class_priors is none: train.py counts it in the training file.
 LOSSES = {
     "ATL": atl_loss,
     "balance_softmax": balanced_softmax_loss,
@@ -210,6 +241,7 @@ LOSSES = {
     "PMTEM": pmtem_loss,
     "NCRL": ncrl_loss,
     "ATGL": atgl_loss,
+    "SSR_PU": ssr_pu_loss,
 }
 ZERO_THRESHOLD = {"balance_softmax"}  # predict where s_r > 0; all others where s_r > s_TH
 
@@ -217,7 +249,12 @@ ZERO_THRESHOLD = {"balance_softmax"}  # predict where s_r > 0; all others where 
 def options_of(loss_type):
     """The options of a loss, name -> inspect.Parameter (its type and default)."""
     parameters = inspect.signature(LOSSES[loss_type]).parameters
-    return dict(list(parameters.items())[2:])
+    return {name: x for name, x in list(parameters.items())[2:] if name != "class_priors"}
+
+
+def takes_priors(loss_type):
+    """Whether a loss depends on how often the training file has each relation (class_priors)."""
+    return "class_priors" in inspect.signature(LOSSES[loss_type]).parameters
 
 
 def all_options():
@@ -229,18 +266,20 @@ def all_options():
     return found
 
 
-def get_loss(loss_type, **options):
+def get_loss(loss_type, class_priors=None, **options):
     """The loss named `loss_type` as a function (logits, labels) -> scalar.
 
-    options: those of other losses are ignored, and None means the default of this loss (margin: 1
-    for AML, 5 for HingeABL). Raises ValueError for an unknown loss or value, TypeError for an
-    option that no loss has.
+    class_priors: a tensor, for a loss that takes them. options: those of other losses are ignored,
+    and None means the default of this loss (margin: 1 for AML, 5 for HingeABL). Raises ValueError
+    for an unknown loss or value, TypeError for an option that no loss has.
     """
     if loss_type not in LOSSES:
         raise ValueError(f"loss_type: unknown loss {loss_type!r}, one of {', '.join(LOSSES)}")
     if unknown := options.keys() - all_options():
         raise TypeError(f"no loss has the option {min(unknown)}")
     own, given = options_of(loss_type), {}
+    if takes_priors(loss_type):
+        given["class_priors"] = class_priors
     for name, value in options.items():
         if name in own and value is not None:
             try:

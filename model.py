@@ -39,7 +39,8 @@ class DocREConfig(PretrainedConfig):
     label2id            property -> class id, 0 the threshold class; default: meta/rel2id.json
 
     The options of the loss (losses.options_of) and the sizes that only one backbone has
-    (DocREModel.sizes) are further attributes.
+    (DocREModel.sizes) are further attributes. So is class_priors with SSR_PU: property -> the share
+    of the training pairs that are labelled with it.
     """
 
     model_type = "docre"

@@ -12,6 +12,7 @@ import dataclasses
 import gc
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from engine.models import build_model, tokenizer_name
 from engine.tracking import start_wandb, test_scores
 from evaluation import format_scores
 from inputs.files import InputError, relation_ids, run_main, write_json
-from losses import all_options, get_loss
+from losses import all_options, get_loss, takes_priors
 from prepro import pairs_of, related_pairs
 from utils import make_deterministic, set_seed, to_device
 
@@ -88,6 +89,7 @@ def train(args, data, predictor, folder, log):
     """Trains to the end, with --resume from the saved state. Returns the record of the best
     evaluation on dev and leaves its weights in the model."""
     model, features = predictor.model, data.features["train"]
+    loss_function = loss_of(args, data, model.config)
     if distributed.world_size() > 1:
         model.check_processes(args.device, max(len(x["entity_pos"]) for x in features))
     if distributed.is_first() and not (args.resume and run_folder.state_files(folder)):
@@ -110,7 +112,6 @@ def train(args, data, predictor, folder, log):
     )
     schedule = fit.make_schedule(optimizer, num_steps, args.warmup_ratio)
     scaler = torch.amp.GradScaler(args.device.split(":")[0], enabled=args.precision == "fp16")
-    loss_function = get_loss(args.loss_type, **{x: getattr(args, x) for x in all_options()})
     learns_evidence = args.evidence_weight > 0
 
     def epochs():
@@ -181,6 +182,25 @@ def train(args, data, predictor, folder, log):
         load_weights(model, folder / run_folder.WEIGHTS)
     distributed.broadcast_weights(model)
     return best
+
+
+def loss_of(args, data, config):
+    """The loss of the flags. For SSR_PU the model's configuration gets the class priors of the
+    training file. Raises InputError for a relation that more pairs would have than there are."""
+    options = {name: getattr(args, name) for name in all_options()}
+    if not takes_priors(args.loss_type):
+        return get_loss(args.loss_type, **options)
+    priors = torch.tensor([*data.class_priors.values()], device=args.device)
+    loss_function = get_loss(args.loss_type, priors, **options)
+    factor = signature(loss_function).parameters["prior_factor"].default
+    for name, prior in data.class_priors.items():
+        if factor * prior >= 1:
+            raise InputError(
+                f"--prior_factor: {factor:g} times the {100 * prior:.1f} % of pairs that have "
+                f"{name} in {args.train_file} is all of them or more"
+            )
+    config.class_priors = data.class_priors
+    return loss_function
 
 
 def predict(predictor, data, split):

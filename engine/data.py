@@ -6,13 +6,14 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from engine import distributed
 from evaluation import count_relations, frequent_relations, gold_facts, named_facts
 from inputs.documents import iter_documents, read_documents
 from inputs.files import InputError, sha256_of
-from prepro import docred_features
+from prepro import docred_features, pairs_of
 
 CHUNK = 1000  # documents whose distinct words are tokenized together
 
@@ -25,7 +26,8 @@ class Data:
 
     train_facts: the facts of the training file by name (`evaluation.named_facts`) that dev or test
     have, too; the Ign scores need no others. frequent: the properties of the freq scores. files:
-    split -> name and SHA-256 of the file, numbers of documents and distinct facts.
+    split -> name and SHA-256 of the file, numbers of documents and distinct facts. class_priors:
+    see below; {} if the run only evaluates.
     """
 
     rel2id: dict
@@ -34,6 +36,7 @@ class Data:
     train_facts: set
     frequent: frozenset
     files: dict
+    class_priors: dict
 
 
 def read_data(args, rel2id, tokenizer):
@@ -70,6 +73,7 @@ def read_data(args, rel2id, tokenizer):
             if not args.load_path:
                 made += make_features(chunk)
     files["train"]["triples"] = relations.total()
+    priors = {}
     if not args.load_path:
         features["train"] = made
         group = args.train_batch_size * args.gradient_accumulation_steps
@@ -80,5 +84,14 @@ def read_data(args, rel2id, tokenizer):
             )
         if args.evidence_weight and not any(feature["evidence"] for feature in made):
             raise InputError(f"--evidence_weight: {paths['train']} names no evidence")
+        priors = class_priors(made, rel2id)
     frequent = frequent_relations(relations, rel2id)
-    return Data(rel2id, documents, features, facts, frequent, files)
+    return Data(rel2id, documents, features, facts, frequent, files, priors)
+
+
+def class_priors(features, rel2id):
+    """Property -> the share of all pairs for which it holds, in the order of the class ids."""
+    counts = np.bincount(np.concatenate([x["triples"][:, 2] for x in features]), None, len(rel2id))
+    num_pairs = max(sum(len(pairs_of(x)) for x in features), 1)
+    names = sorted(rel2id, key=rel2id.get)[1:]
+    return {name: int(counts[rel2id[name]]) / num_pairs for name in names}

@@ -106,7 +106,7 @@ def train_step(
     evidence_weight=0.0,
 ):
     """One step of the optimizer over the batches of one accumulation group, as if they were one
-    batch (except PMTEM, whose entropy is weighted within a batch). Returns the loss, a scalar
+    batch (except PMTEM and SSR_PU, which take means within a batch). Returns the loss, a scalar
     tensor: the mean over all pairs, plus evidence_weight times the mean evidence loss over the
     pairs with a relation (DREEAM), for which the batches need sentences and evidence.
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The paper's recipe for ATLOP with BERT-base (Appendix B; Table 3) on Re-DocRED, which is downloaded
 # where it is missing. To switch the loss edit --loss_type; the choices are ATL, balance_softmax, AML,
-# AFL, SAT, MeanSAT, HingeABL, PMTEM, NCRL and ATGL. (--margin is by default 5 for HingeABL and 1 for
-# AML.) Flags given to this script come last, so they win:
+# AFL, SAT, MeanSAT, HingeABL, PMTEM, NCRL, ATGL and SSR_PU (for incomplete labels; its paper has no
+# limit to the relations of a pair: --num_labels -1). (--margin is by default 5 for HingeABL, 1 for AML
+# and 0.25 for SSR_PU.) Flags given to this script come last, so they win:
 #   bash scripts/run_bert.sh --loss_type ATL --seed 1
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -2,10 +2,10 @@
 # Tables 1, 3, 4 and 7: the paper's seven losses, five seeds, then a report, OUT/report/report.md. It
 # can be stopped and started again: finished runs are not run again. Environment variables:
 #   SEEDS     default "1 5 42 66 233"
-#   LOSSES    default: the seven of Table 3; others: PMTEM, NCRL, ATGL. Variants: HingeABL:joint
+#   LOSSES    default: the seven of Table 3; others: PMTEM, NCRL, ATGL, SSR_PU. Variants: HingeABL:joint
 #             (--hinge_norm), HingeABL:m3 and AML:m2 (--margin), AFL:g2 (--gamma), HingeABL:joint:m3,
 #             PMTEM:w0.1,0.5 (--entropy_weight), NCRL:s0.05 (--ncrl_shift), ATGL:w4
-#             (--positive_weight); losses.py says how they are named
+#             (--positive_weight), SSR_PU:f2 (--prior_factor); losses.py says how they are named
 #   RECIPE    bert (default), roberta or minilm: which of scripts/run_*.sh to run
 #   ENCODER   default: the recipe's
 #   DATA      folder of the data files; default: REDOCRED_DIR, or Re-DocRED is downloaded

@@ -30,6 +30,14 @@ def data_of(folder, tokenizer, trains=True):
     return read_data(args, REL2ID, tokenizer)
 
 
+def test_class_priors_are_in_the_order_of_the_classes():
+    triples = np.array([[0, 1, 2], [1, 0, 2], [1, 0, 1]])
+    features = [{"entity_pos": [[]] * n, "triples": triples[:n]} for n in (2, 3)]
+    assert list(data.class_priors(features, {"b": 2, "Na": 0, "c": 3, "a": 1}).items()) == [
+        *(("a", 1 / 8), ("b", 4 / 8), ("c", 0.0))
+    ]
+
+
 def assert_same_features(ours, theirs):
     assert len(ours) == len(theirs)
     for mine, other in zip(ours, theirs, strict=True):

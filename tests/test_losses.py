@@ -8,11 +8,37 @@ import torch
 from engine import options
 from losses import LOSSES, all_options, decode, get_loss, loss_label, read_label, sat_loss
 
+PRIORS = torch.linspace(0, 0.3, 96, dtype=torch.float64)  # for SSR_PU; the first relation has none
 CASES = [(name, "separate") for name in LOSSES] + [("HingeABL", "joint")]
+
+
+def loss_of(name, num_class=97, **options):
+    return get_loss(name, PRIORS[: num_class - 1], **options)
+
+
+def slow_ssr_pu(logits, labels, prior_factor=3.0, margin=0.25):
+    """A loop over relations; of each the pairs without and with the label."""
+    total = 0.0
+    for r, p in enumerate(PRIORS.tolist()[: logits.shape[1] - 1], 1):
+        f = [s[r] - s[0] for s in logits.tolist()]
+        with_label = [x for x, y in zip(f, labels.tolist(), strict=True) if y[r]]
+        without = [x for x, y in zip(f, labels.tolist(), strict=True) if not y[r]]
+
+        def mean_of(part, y):
+            return sum((y * x - margin) ** 2 / 4 for x in part) / max(1, len(part))
+
+        pi = prior_factor * p
+        if p > 0:
+            unlabelled = (1 - p) * mean_of(without, -1) - (pi - p) * mean_of(with_label, -1)
+            labelled = pi * math.sqrt((1 - pi) / pi) * mean_of(with_label, +1)
+            total += -unlabelled if unlabelled < 0 else unlabelled + labelled
+    return total
 
 
 def slow_loss(logits, labels, name, norm="separate", margin=None, gamma=1.0, **more):
     """Double loops over pairs and relations, straight from the formulas."""
+    if name == "SSR_PU":
+        return slow_ssr_pu(logits, labels, more.get("prior_factor", 3.0), margin or 0.25)
     entropy_weight, shift = more.get("entropy_weight", (1, 1)), more.get("ncrl_shift", 0.0)
     w_pos = more.get("positive_weight", 16.5)
     total = 0.0
@@ -88,9 +114,9 @@ def example(num_pairs=40, num_class=97, scale=4.0, seed=0):
 @pytest.mark.parametrize("scale", [0.5, 4.0])
 def test_against_slow_version(name, norm, scale):
     logits, labels = example(scale=scale)
-    loss = get_loss(name, hinge_norm=norm)(logits, labels)
+    loss = loss_of(name, hinge_norm=norm)(logits, labels)
     assert loss.item() == pytest.approx(slow_loss(logits, labels, name, norm), rel=1e-12)
-    assert get_loss(name, hinge_norm=norm)(logits, labels.bool()).item() == loss.item()
+    assert loss_of(name, hinge_norm=norm)(logits, labels.bool()).item() == loss.item()
 
 
 @pytest.mark.parametrize("name,options", [
@@ -101,18 +127,20 @@ def test_against_slow_version(name, norm, scale):
     ("PMTEM", {"entropy_weight": (0.1, 0.5)}),
     ("NCRL", {"ncrl_shift": 0.05}),
     ("ATGL", {"positive_weight": 4.0}),
+    ("SSR_PU", {"prior_factor": 1.5}),
+    ("SSR_PU", {"prior_factor": 2.0, "margin": 1.0}),
 ])  # fmt: skip
 def test_options_of_losses(name, options):
     logits, labels = example(seed=1)
     expected = slow_loss(logits, labels, name, **options)
-    assert get_loss(name, **options)(logits, labels).item() == pytest.approx(expected, rel=1e-12)
-    assert get_loss(name)(logits, labels).item() != pytest.approx(expected, rel=1e-3)
+    assert loss_of(name, **options)(logits, labels).item() == pytest.approx(expected, rel=1e-12)
+    assert loss_of(name)(logits, labels).item() != pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("name,norm", CASES)
 def test_gradcheck(name, norm):
     logits, labels = example(num_pairs=6, num_class=9, scale=2.0)
-    function = get_loss(name, hinge_norm=norm)
+    function = loss_of(name, 9, hinge_norm=norm)
     assert torch.autograd.gradcheck(lambda x: function(x, labels), logits.requires_grad_())
 
 
@@ -126,7 +154,7 @@ def test_finite_at_extreme_logits(name, norm, dtype):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             logits = scores @ torch.eye(97)
             assert logits.dtype == dtype and logits.abs().max() == 200
-            loss = get_loss(name, hinge_norm=norm, gamma=0.5)(logits, labels)
+            loss = loss_of(name, hinge_norm=norm, gamma=0.5)(logits, labels)
         loss.backward()
         assert loss.dtype == torch.float32
         assert loss.isfinite() and scores.grad.isfinite().all()
@@ -235,6 +263,7 @@ LABELS = {
     "PMTEM:w0.1,0.5": ("PMTEM", {"entropy_weight": (0.1, 0.5)}),
     "NCRL:s0.05": ("NCRL", {"ncrl_shift": 0.05}),
     "ATGL:w4": ("ATGL", {"positive_weight": 4.0}),
+    "SSR_PU:m1:f2.2": ("SSR_PU", {"prior_factor": 2.2, "margin": 1.0}),
 }
 
 

@@ -52,7 +52,7 @@ def test_committed_files_are_those_of_the_whole_set(committed_golden):
     whole = shared("golden")
     files = [x.relative_to(committed_golden) for x in committed_golden.rglob("*.*") if x.is_file()]
     names = [x for x in files if x.suffix != ".md"]
-    assert len(names) == 11
+    assert len(names) == 12
     for name in names:
         assert (committed_golden / name).read_bytes() == (whole / name).read_bytes(), name
 
@@ -101,6 +101,26 @@ def test_losses_that_the_paper_does_not_have(golden_dir, name, loss, options):
     assert value.item() == pytest.approx(float(expected), rel=relative, abs=0)
     error = np.abs(logits.grad.numpy() - gradient).max()
     assert error < relative * (np.abs(gradient).max() if loss == "NCRL" else 1)
+
+
+@pytest.mark.parametrize("name,options", [
+    ("SPU_e3", {}),
+    ("SPU_e1", {"prior_factor": 1.0}),
+    ("SPU_e12", {"prior_factor": 12.0}),
+    ("SPU_e3_m1", {"margin": 1.0}),
+    ("PN_e1", {"prior_factor": 1.0}),  # as if all labels were there
+    ("low_SPU_e3", {}),
+])  # fmt: skip
+def test_ssr_pu(golden_dir, name, options):
+    golden = np.load(golden_dir / "ssr_pu.npz")
+    logits = golden["low_logits" if name.startswith("low") else "logits"]
+    logits = torch.tensor(logits, requires_grad=True)
+    priors = torch.tensor(golden["priors_l"])
+    value = get_loss("SSR_PU", priors, **options)(logits, torch.tensor(golden["labels"]))
+    value.backward()
+    # The released code adds up in float32.
+    assert value.item() == pytest.approx(float(golden[f"{name}_loss"]), rel=1e-6, abs=0)
+    assert np.abs(logits.grad.numpy() - golden[f"{name}_grad"]).max() < 1e-12
 
 
 @pytest.mark.parametrize("name", ["ATL", "balance_softmax"])

@@ -168,6 +168,25 @@ def test_other_losses_learn(demo, tmp_path, loss_type):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_class_priors_are_counted_and_saved(demo, tmp_path):
+    """And a relation that would have more pairs than there are is named."""
+    more = "--loss_type", "SSR_PU", "--num_labels", "-1", "--num_train_epochs", "1"
+    train.main(flags(demo, tmp_path / "run", *more))
+    documents = read(demo / "train_revised.json")
+    sizes = [len(x["vertexSet"]) for x in documents]
+    facts = {(i, x["h"], x["t"], x["r"]) for i, y in enumerate(documents) for x in y["labels"]}
+    counts = dict.fromkeys(REL2ID, 0)
+    for fact in facts:
+        counts[fact[3]] += 1
+    shares = {r: count / sum(n * (n - 1) for n in sizes) for r, count in counts.items()}
+    del shares["Na"]
+    assert read(tmp_path / "run/config.json")["class_priors"] == pytest.approx(shares)
+    largest = max(shares, key=shares.get)
+    more = *more, "--prior_factor", str(1.01 / shares[largest])
+    with pytest.raises(InputError, match=f"--prior_factor: .* pairs that have {largest} in train_"):
+        train.main(flags(demo, tmp_path / "other", *more))
+
+
 @pytest.mark.parametrize("more", [
     ["--precision", "bf16", "--gradient_accumulation_steps", "2", "--group_by_length"],
     ["--max_seq_length", "40", "--test_file", "", "--attention_dropout", "0", "--num_labels", "-1"],
