@@ -220,11 +220,23 @@ def evidence_loss(sentence_attention, counts):
 
     sentence_attention [P, S] is p; counts [P, S]: how many of a pair's relations name a sentence as
     evidence, and v = counts / (sum over sentences). A pair without evidence adds 0. p is at least
-    1e-30, because a sentence that was cut off has p = 0.
+    1e-30 (a sentence that was cut off has p = 0).
     """
     v = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    log_p = sentence_attention.float().clamp(min=1e-30).log()
-    return (torch.special.xlogy(v, v) - v * log_p).sum()
+    return attention_loss(sentence_attention, v)
+
+
+def attention_loss(attention, target):
+    """The sum over pairs of KL(target || attention), both [P, bins]; DREEAM's self-training (Eq. 8)
+    takes tokens as bins. Attention is at least 1e-30."""
+    target, log_p = target.float(), attention.float().clamp(min=1e-30).log()
+    return (torch.special.xlogy(target, target) - target * log_p).sum()
+
+
+def logits_loss(logits, target):
+    """The sum over pairs of the mean over classes of (s - s_target)^2, all classes alike (KD-DocRE;
+    Tan et al., Findings of ACL 2022)."""
+    return (logits - target.to(logits.dtype)).square().mean(1).sum()
 
 
 # The first seven are the paper's Table 3. A function's further parameters are the options of its

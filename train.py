@@ -25,6 +25,7 @@ from engine.command_line import check_output_dir, parse_runs
 from engine.data import read_data
 from engine.inference import Predictor, check_vocabulary
 from engine.models import build_model, tokenizer_name
+from engine.teacher import load_teachers
 from engine.tracking import start_wandb, test_scores
 from evaluation import format_scores
 from inputs.files import InputError, relation_ids, run_main, write_json
@@ -56,6 +57,8 @@ def train_and_evaluate(args, data=None):
     data = data or read_data(args, rel2id, tokenizer)
     if args.device == "cpu" or args.deterministic:
         make_deterministic()
+    if args.teacher and not args.load_path:
+        data.teachers = data.teachers or load_teachers(args, data)
     set_seed(args.seed)
     model = build_model(args, rel2id).to(args.device)
     for features in data.features.values():
@@ -88,7 +91,7 @@ def train_and_evaluate(args, data=None):
 def train(args, data, predictor, folder, log):
     """Trains to the end, with --resume from the saved state. Returns the record of the best
     evaluation on dev and leaves its weights in the model."""
-    model, features = predictor.model, data.features["train"]
+    model, features = predictor.model, data.training_features()
     loss_function = loss_of(args, data, model.config)
     if distributed.world_size() > 1:
         model.check_processes(args.device, max(len(x["entity_pos"]) for x in features))
@@ -98,7 +101,7 @@ def train(args, data, predictor, folder, log):
     replica = distributed.replicate(model)
     forward = fit.CastOnce(model) if replica is model else replica
     steps_per_epoch = len(features) // (args.train_batch_size * args.gradient_accumulation_steps)
-    num_steps = steps_per_epoch * args.num_train_epochs
+    num_steps = args.max_steps if args.max_steps > 0 else steps_per_epoch * args.num_train_epochs
     optimizer = fit.make_optimizer(
         model,
         learning_rate=args.learning_rate,
@@ -112,6 +115,7 @@ def train(args, data, predictor, folder, log):
     )
     schedule = fit.make_schedule(optimizer, num_steps, args.warmup_ratio)
     scaler = torch.amp.GradScaler(args.device.split(":")[0], enabled=args.precision == "fp16")
+    num_labelled, teachers = len(data.features["train"]), data.teachers
     learns_evidence = args.evidence_weight > 0
 
     def epochs():
@@ -121,24 +125,39 @@ def train(args, data, predictor, folder, log):
         while True:
             yield fit.epoch_groups(lengths, *sizes, generator, by_length)
 
+    def make_batch(numbers):
+        own = numbers[distributed.rank() :: distributed.world_size()]
+        own = sorted(own, key=lambda i: i >= num_labelled)  # labelled documents first
+        num_pairs = sum(len(pairs_of(features[i])) for i in own if i < num_labelled)
+        batch = predictor.collate(
+            [features[i] for i in own],
+            sentences=learns_evidence or args.teacher_evidence > 0,
+            evidence=learns_evidence,
+        )
+        for name in batch.keys() & {"labels", "evidence"}:
+            batch[name] = batch[name][:num_pairs]
+        batch = to_device(batch, args.device)
+        return teachers.add(batch, own) if teachers else batch
+
     def step(group):
-        documents = [[features[i] for i in batch] for batch in group]
-        own = [x[distributed.rank() :: distributed.world_size()] for x in documents]
-        batches = [
-            predictor.collate(x, sentences=learns_evidence, evidence=learns_evidence) for x in own
-        ]
+        documents = [features[i] for batch in group for i in batch]
+        labelled = [features[i] for batch in group for i in batch if i < num_labelled]
         return fit.train_step(
             forward,
-            [to_device(batch, args.device) for batch in batches],
+            [make_batch(batch) for batch in group],
             loss_function=loss_function,
             optimizer=optimizer,
             schedule=schedule,
             scaler=scaler,
             autocast=predictor.autocast,
             max_grad_norm=args.max_grad_norm,
-            num_pairs=sum(len(pairs_of(x)) for batch in documents for x in batch),
-            num_related=sum(len(related_pairs(x)) for batch in documents for x in batch),
+            num_pairs=sum(len(pairs_of(x)) for x in labelled),
+            num_related=sum(len(related_pairs(x)) for x in labelled),
+            num_taught=sum(len(pairs_of(x)) for x in documents),
             evidence_weight=args.evidence_weight,
+            label_weight=args.label_weight,
+            teacher_weight=args.teacher_weight,
+            teacher_evidence=args.teacher_evidence,
         )
 
     def evaluate_dev():

@@ -10,6 +10,7 @@ from engine.device import pick_device
 from engine.options import FLAGS, RECIPE, Options, build_parser, check_value, saved_with
 from engine.run_folder import CONFIG, METRICS, RESULTS, load_config, read_results, state_files
 from inputs.files import InputError, relation_ids
+from losses import ZERO_THRESHOLD
 
 
 def parse_runs(argv=None):
@@ -85,6 +86,8 @@ def check_args(args):
             raise InputError(f"--{name} {path}: no such file or folder")
     if args.load_path:
         check_evaluation(args)
+    else:
+        check_teachers(args)
     args.device, args.precision = pick_device(
         args.device, args.precision, cpu_has_fp16=args.cpu_kernels == "off"
     )
@@ -97,6 +100,34 @@ def check_args(args):
     if args.resume and (args.load_path or args.overwrite):
         raise InputError("--resume: neither with --load_path nor with --overwrite")
     check_output_dir(args)
+
+
+def check_teachers(args):
+    """Raises InputError for teachers that are no run folders or whose classes mean something else,
+    and for flags that mean nothing without or beside them."""
+    if not args.teacher:
+        for name, idle in ("teacher_evidence", 0), ("unlabelled_file", ""):
+            if getattr(args, name) != idle:
+                raise InputError(f"--{name}: only with --teacher")
+        if args.label_weight == 0:
+            raise InputError("--label_weight 0: only with --teacher, for else nothing is learned")
+        return
+    if args.teacher_weight == args.teacher_evidence == 0:
+        raise InputError("--teacher: --teacher_weight and --teacher_evidence are both 0")
+    if args.label_weight == 0 < args.evidence_weight:
+        raise InputError("--evidence_weight: not with --label_weight 0, evidence is in the labels")
+    for folder in args.teacher:
+        if not os.path.isfile(Path(folder) / CONFIG):
+            raise InputError(f"--teacher {folder}: not a run folder, it has no {CONFIG}")
+        config = load_config(folder)
+        if config.label2id != relation_ids(args.rel2id):
+            raise InputError(f"--teacher {folder}: has other relations than {args.rel2id}")
+        is_fixed = [x in ZERO_THRESHOLD for x in (config.loss_type, args.loss_type)]
+        if args.teacher_weight and is_fixed[0] != is_fixed[1]:
+            raise InputError(
+                f"--teacher {folder}: trained with {config.loss_type}, whose class 0 is not that "
+                f"of {args.loss_type}"
+            )
 
 
 def check_evaluation(args):

@@ -17,7 +17,7 @@ from encoders.mention_attention import autocast_dtype
 from engine import distributed
 from engine.resume import stop_requests
 from inputs.files import InputError
-from losses import evidence_loss
+from losses import attention_loss, evidence_loss, logits_loss
 
 
 def make_optimizer(model, learning_rate, classifier_lr, adam_epsilon=1e-6, own_rates=None):
@@ -103,36 +103,43 @@ def train_step(
     max_grad_norm,
     num_pairs=None,
     num_related=None,
+    num_taught=None,
     evidence_weight=0.0,
+    label_weight=1.0,
+    teacher_weight=0.0,
+    teacher_evidence=0.0,
 ):
     """One step of the optimizer over the batches of one accumulation group, as if they were one
     batch (except PMTEM and SSR_PU, which take means within a batch). Returns the loss, a scalar
-    tensor: the mean over all pairs, plus evidence_weight times the mean evidence loss over the
-    pairs with a relation (DREEAM), for which the batches need sentences and evidence.
+    tensor, see `batch_loss`.
 
-    num_pairs, num_related: the pairs of the group, and those with a relation, over all processes.
-    None: those of `batches`.
+    Of the terms of the loss: label_weight x (the mean over the pairs of labelled documents, whose
+    labels the batches have, + evidence_weight x that over the pairs with a relation) +
+    teacher_weight x and teacher_evidence x the means over all pairs. num_pairs, num_related,
+    num_taught: the numbers of these pairs in the group, over all processes. None: in `batches`.
     """
     if num_pairs is None:
-        num_pairs = sum(len(batch["pairs"]) for batch in batches)
+        num_pairs = sum(len(batch["labels"]) for batch in batches)
+    if num_taught is None:
+        num_taught = sum(len(batch["pairs"]) for batch in batches)
     if num_related is None and evidence_weight:
         num_related = sum(int((~batch["labels"][:, 0]).sum()) for batch in batches)
     # Gradients are averaged over the processes, so each has to count as many times its own.
-    pair_weight = distributed.world_size() / max(num_pairs, 1)
-    related_weight = evidence_weight * distributed.world_size() / max(num_related or 0, 1)
+    count = distributed.world_size()
+    weights = {
+        "labels": label_weight * count / max(num_pairs, 1),
+        "evidence": label_weight * evidence_weight * count / max(num_related or 0, 1),
+        "teacher_logits": teacher_weight * count / max(num_taught, 1),
+        "teacher_attention": teacher_evidence * count / max(num_taught, 1),
+    }
     total = 0.0
     for i, batch in enumerate(batches):
-        inputs = {k: tensor for k, tensor in batch.items() if k not in ("labels", "evidence")}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in weights}
         is_last = i == len(batches) - 1  # processes exchange gradients once a step
         with nullcontext() if is_last else getattr(model, "no_sync", nullcontext)():
             with autocast():
                 output = model(**inputs)
-            logits = output[0] if evidence_weight else output
-            # Without any pair (documents of one entity) the loss and the gradients are 0.
-            loss = loss_function(logits, batch["labels"]) if len(logits) else logits.sum()
-            loss = loss * (len(logits) * pair_weight)
-            if evidence_weight:
-                loss = loss + related_weight * evidence_loss(output[1], batch["evidence"])
+            loss = batch_loss(output, batch, loss_function, weights)
             scaler.scale(loss).backward()
         total += loss.detach()
     total = distributed.mean(total)
@@ -144,6 +151,36 @@ def train_step(
     schedule.step()
     optimizer.zero_grad()
     return total
+
+
+def batch_loss(output, batch, loss_function, weights):
+    """A batch's part of the loss of a step, a scalar: the sum of its terms. output: the model's;
+    weights: term -> weight of a pair.
+
+    labels             the loss of the labels [K, classes]: those of the first K pairs, which are
+                       the pairs of labelled documents
+    evidence           DREEAM's, from labels that name sentences, [K, S]
+    teacher_logits     the squared error against [P, classes]
+    teacher_attention  KL against [P, bins]
+
+    A model's attention is [P, bins + S], or [P, S] without a teacher (engine/teacher.py).
+    """
+    logits, attention = output if isinstance(output, tuple) else (output, None)
+    known = logits[: len(batch["labels"])]
+    # Without any pair (documents of one entity) the loss and the gradients are 0.
+    loss = loss_function(known, batch["labels"]) if len(known) else known.sum()
+    loss = loss * (len(known) * weights["labels"])
+    if "evidence" in batch:
+        on_sentences = attention[: len(known), -batch["evidence"].shape[1] :]
+        loss = loss + weights["evidence"] * evidence_loss(on_sentences, batch["evidence"])
+    if "teacher_logits" in batch:
+        error = logits_loss(logits, batch["teacher_logits"])
+        loss = loss + weights["teacher_logits"] * error
+    if "teacher_attention" in batch:
+        compared = attention[:, : batch["teacher_attention"].shape[1]]
+        error = attention_loss(compared, batch["teacher_attention"])
+        loss = loss + weights["teacher_attention"] * error
+    return loss
 
 
 def epoch_groups(lengths, batch_size, accumulation, generator, by_length=False):
@@ -242,7 +279,8 @@ def fit(
             pending.append(step(group))
             progress.step += 1
             bar.update()
-            ends_epoch = progress.step % steps_per_epoch == 0
+            # --max_steps may end within an epoch.
+            ends_epoch = progress.step % steps_per_epoch == 0 or progress.step == num_steps
             progress.evaluation_is_due = ends_epoch or is_due(evaluation_steps)
             saves, stops = ends_epoch or is_due(save_steps), distributed.any_process(bool(requests))
             if progress.evaluation_is_due or saves or stops or is_due(10):

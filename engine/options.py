@@ -80,6 +80,16 @@ class Own:
         free=True,
         scored=True,
     )
+    teacher: tuple[str, ...] | None = flag(
+        None, "run folders; their mean logits and attention are taught"
+    )
+    teacher_weight: at_least(0, float) = flag(1.0, "of the error of the teacher's logits")
+    teacher_evidence: at_least(0, float) = flag(0.0, "of the KL to the teacher's attention")
+    teacher_memory: at_least(0, float) = flag(
+        8.0, "GB for what teachers gave; if it takes more, they run in every step", free=True
+    )
+    unlabelled_file: str = flag("", "documents that only the teacher teaches")
+    label_weight: at_least(0, float) = flag(1.0, "of the loss of the labels; 0: they are not used")
     num_labels: int = flag(4, "most relations a pair; -1: no limit", saved="labels_per_pair")
     num_class: int | None = flag(None, "follows from --rel2id; given, it is only checked")
     emb_size: Annotated[int, msgspec.Meta(ge=64, multiple_of=64)] = flag(
@@ -100,6 +110,7 @@ class Own:
     max_grad_norm: Positive = flag(1.0)
     warmup_ratio: Fraction = flag(0.06, "of all steps")
     num_train_epochs: at_least(1) = flag(30)
+    max_steps: int = flag(-1, "end after so many steps; default: num_train_epochs")
     group_by_length: bool = flag(False, "train on batches of documents of like length")
     evaluation_steps: int = flag(-1, "also evaluate every so many steps")
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = flag(66, row=True)
@@ -179,7 +190,8 @@ def build_parser():
             more = {"choices": get_args(value_type)}
         elif get_origin(value_type) is tuple:
             items = get_args(value_type)
-            more = {"type": plain_type(items[0]), "nargs": len(items)}
+            count = "+" if items[-1] is ... else len(items)
+            more = {"type": plain_type(items[0]), "nargs": count}
         else:
             more = {"type": value_type}
         help, default = field.metadata["help"] or "", field.default

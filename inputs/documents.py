@@ -93,19 +93,19 @@ def without_collector():
             gc.enable()
 
 
-def iter_documents(path, rel2id=None, unique_titles=True):
-    """Yields the labelled documents of a DocRED-format JSON file, validated. The bytes of the file
+def iter_documents(path, rel2id=None, unique_titles=True, labelled=True):
+    """Yields the documents of a DocRED-format JSON file, validated. The bytes of the file
     are in memory, but only one document at a time is decoded, which takes several times its bytes.
 
     rel2id: the known relations, property -> class id, None: meta/rel2id.json. unique_titles: two
-    documents with one title are an error; a file that is only trained on may have them. Raises
-    InputError at the first error.
+    documents with one title are an error; a file that is only trained on may have them. labelled:
+    all must have labels. Raises InputError at the first error.
     """
     rel2id = relation_ids() if rel2id is None else rel2id
     content = read_bytes(path)
 
     def check(document, index):
-        check_document(document, rel2id)
+        check_document(document, rel2id, labelled)
         return document
 
     try:

@@ -26,7 +26,7 @@ def data_of(folder, tokenizer, trains=True):
     names = {f"{split}_file": f"{split}_revised.json" for split in ("train", "dev", "test")}
     args = Namespace(data_dir=folder, max_seq_length=512, evidence_weight=0.0, **names)
     args.train_batch_size, args.gradient_accumulation_steps = 4, 1
-    args.load_path = "" if trains else "a run"
+    args.load_path, args.unlabelled_file = "" if trains else "a run", ""
     return read_data(args, REL2ID, tokenizer)
 
 

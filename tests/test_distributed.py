@@ -71,6 +71,17 @@ def test_two_processes_train_as_one_does(steady, tmp_path):
     assert all(ours[name] == theirs[name] for name in ("dev", "test", "best", "data"))
 
 
+@pytest.mark.slow
+def test_two_processes_are_taught_as_one(steady, finished, tmp_path):
+    more = "--teacher", str(finished), "--teacher_evidence", "1", "--teacher_memory", "0"
+    more += "--train_batch_size", "2", "--num_train_epochs", "1"
+    process = start(*flags(steady, tmp_path / "two", *more))
+    train.main(flags(steady, tmp_path / "one", *more))
+    assert said(process) == [] and process.returncode == 0
+    ours, theirs = (without_times(tmp_path / x)[0]["loss"] for x in ("one", "two"))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def wait_for_state(process, output):
     while not resume.state_files(output):
         assert process.poll() is None
