@@ -1,9 +1,13 @@
 """Teachers: what they give, the loss terms, documents without labels, what is refused."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 from functools import partial
 
+import make_demo
 import numpy as np
 import pytest
 import torch
@@ -370,3 +374,38 @@ def test_a_student_learns_what_its_teacher_predicts(demo, tmp_path):
     more += "--unlabelled_file", "unlabelled.json", "--max_steps", "200", "--test_file", ""
     train.main(flags(demo, tmp_path / "student", *rates, *more))
     assert read(tmp_path / "student/results.json")["dev"]["f1"] >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["distil", "self_training"])
+def test_both_phases_of_the_papers(tmp_path, script):
+    """On 40 documents, an epoch each; the second start runs nothing again."""
+    make_demo.main(
+        ["--output_dir", str(tmp_path), *"--num_train 40 --num_dev 4 --num_test 4".split()]
+    )
+    documents = read(tmp_path / "train_revised.json")
+    write_json(tmp_path / "train_distant.json", documents[20:])
+    for x in (x for document in documents for x in document["labels"]):
+        x["evidence"] = [0]
+    write_json(tmp_path / "train_revised.json", documents[:20])
+    environment = os.environ | {"OUT": str(tmp_path / "runs"), "PYTHON": sys.executable}
+    encoder = ["--model_name_or_path", str(tmp_path / "encoder"), "--emb_size", "64"]
+    command = ["bash", str(ROOT / f"scripts/run_{script}.sh"), "--data_dir", str(tmp_path)]
+    command += [*encoder, "--device", "cpu", "--precision", "fp32", "--num_train_epochs", "1"]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before: ") == 3
+    teacher, student, tuned = (
+        read(tmp_path / f"runs/{x}/results.json")["args"] for x in ("teacher", "student", "tuned")
+    )
+    weights = {"distil": (1, 0, 0.0), "self_training": (0, 1, 0.1)}[script]
+    assert (student["teacher_weight"], student["teacher_evidence"]) == weights[:2]
+    assert student["teacher"] == [str(tmp_path / "runs/teacher")]
+    assert tuned["init_path"] == str(tmp_path / "runs/student") and tuned["teacher"] is None
+    assert [x["evidence_weight"] for x in (teacher, student, tuned)] == [weights[2], 0, weights[2]]
+    assert [x["train_file"] for x in (teacher, student, tuned)] == [
+        "train_revised.json", "train_distant.json", "train_revised.json"
+    ]  # fmt: skip
+    assert [x["max_grad_norm"] for x in (student, tuned)] == [5, 2]
+    assert [x["loss_type"] for x in (student, tuned)] == [teacher["loss_type"]] * 2

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# KD-DocRE's three phases with BERT-base (Tan et al., Findings of ACL 2022): a teacher learns from the
+# human labels; a student learns from distant documents, from their labels (AFL) and from the
+# teacher's logits (MSE); then it learns from the human labels. Their numbers for RoBERTa-large are
+# behind each. Of the run folders OUT/teacher, OUT/student and OUT/tuned the last is the result. It can
+# be stopped and started again: a finished phase is not run again. Environment variables:
+#   DISTANT    distant documents, in the data folder; default train_distant.json, which is not
+#              downloaded
+#   BACKBONE   default kd_docre
+#   TEACHERS   run folders that are there, instead of the first phase; several: their mean
+#   OUT        default runs/distil
+# Flags given to this script go to every phase, behind its own, so they win:
+#   bash scripts/run_distil.sh --data_dir /path/to/redocred --seed 1
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+DATA="$(data_dir "$@")"
+OUT="${OUT:-$ROOT/runs/distil}"
+TRAIN+=(--data_dir "$DATA" --backbone "${BACKBONE:-kd_docre}" --loss_type AFL --gamma 1 --resume
+  --model_name_or_path bert-base-cased --emb_size 768 --num_labels 4 --max_seq_length 1024
+  --warmup_ratio 0.06 --adam_epsilon 1e-6 --seed 66)
+
+if [[ -z "${TEACHERS:-}" ]]; then
+  TEACHERS="$OUT/teacher"
+  "${TRAIN[@]}" \
+    --output_dir "$OUT/teacher" \
+    --learning_rate 3e-5 \
+    --classifier_lr 1e-4 \
+    --train_batch_size 8 \
+    --gradient_accumulation_steps 1 \
+    --max_grad_norm 1.0 \
+    --num_train_epochs 50 \
+    "$@"  # RoBERTa: 30 epochs, batches of 4
+fi
+
+# From the pretrained encoder; --teacher_weight is of the mean squared error over all classes.
+# shellcheck disable=SC2086  # several folders
+"${TRAIN[@]}" \
+  --output_dir "$OUT/student" \
+  --train_file "${DISTANT:-train_distant.json}" \
+  --teacher $TEACHERS \
+  --teacher_weight 1.0 \
+  --teacher_evidence 0 \
+  --label_weight 1.0 \
+  --learning_rate 3e-5 \
+  --classifier_lr 1e-4 \
+  --train_batch_size 2 \
+  --gradient_accumulation_steps 4 \
+  --max_grad_norm 5.0 \
+  --num_train_epochs 50 \
+  "$@"  # RoBERTa: 1e-5 and 5e-5, batches of 4, clipped to 1, 20 epochs
+
+"${TRAIN[@]}" \
+  --output_dir "$OUT/tuned" \
+  --init_path "$OUT/student" \
+  --learning_rate 1e-6 \
+  --classifier_lr 3e-6 \
+  --train_batch_size 2 \
+  --gradient_accumulation_steps 1 \
+  --max_grad_norm 2.0 \
+  --num_train_epochs 10 \
+  "$@"  # RoBERTa: batches of 1, warm-up 0.1, 20 epochs

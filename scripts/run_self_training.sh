@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# DREEAM's self-training with BERT-base (Ma et al., EACL 2023): a teacher learns from the human labels
+# and their evidence; a student learns from distant documents, from their labels (ATL) and from the
+# teacher's attention; then it learns from the human labels and their evidence. Of the run folders
+# OUT/teacher, OUT/student and OUT/tuned the last is the result. It can be stopped and started again:
+# a finished phase is not run again. Environment variables:
+#   DISTANT    distant documents, in the data folder; default train_distant.json, which is not
+#              downloaded
+#   TEACHERS   run folders that are there, instead of the first phase; several: their mean
+#   OUT        default runs/self-training
+# Flags given to this script go to every phase, behind its own, so they win. Fusion belongs to it:
+#   bash scripts/run_self_training.sh --data_dir /path/to/redocred --fusion
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+DATA="$(data_dir "$@")"
+OUT="${OUT:-$ROOT/runs/self-training}"
+TRAIN+=(--data_dir "$DATA" --backbone dreeam --loss_type ATL --resume
+  --model_name_or_path bert-base-cased --emb_size 768 --num_labels 4 --max_seq_length 1024
+  --evidence_threshold 0.2 --warmup_ratio 0.06 --adam_epsilon 1e-6 --seed 66)
+
+if [[ -z "${TEACHERS:-}" ]]; then
+  TEACHERS="$OUT/teacher"
+  "${TRAIN[@]}" \
+    --output_dir "$OUT/teacher" \
+    --evidence_weight 0.1 \
+    --learning_rate 5e-5 \
+    --classifier_lr 1e-4 \
+    --train_batch_size 4 \
+    --gradient_accumulation_steps 1 \
+    --max_grad_norm 1.0 \
+    --num_train_epochs 30 \
+    "$@"  # ATLOP's recipe, as in run_bert.sh; RoBERTa: --evidence_weight 0.05, 3e-5
+fi
+
+# From the pretrained encoder. Distant labels name no evidence: the teacher's attention is in its place.
+# shellcheck disable=SC2086  # several folders
+"${TRAIN[@]}" \
+  --output_dir "$OUT/student" \
+  --train_file "${DISTANT:-train_distant.json}" \
+  --teacher $TEACHERS \
+  --teacher_weight 0 \
+  --teacher_evidence 1 \
+  --label_weight 1.0 \
+  --evidence_weight 0 \
+  --learning_rate 3e-5 \
+  --classifier_lr 1e-4 \
+  --train_batch_size 4 \
+  --gradient_accumulation_steps 2 \
+  --max_grad_norm 5.0 \
+  --num_train_epochs 2 \
+  "$@"  # RoBERTa: 1e-5 and 5e-5, 5 epochs
+
+"${TRAIN[@]}" \
+  --output_dir "$OUT/tuned" \
+  --init_path "$OUT/student" \
+  --evidence_weight 0.1 \
+  --learning_rate 1e-6 \
+  --classifier_lr 3e-6 \
+  --train_batch_size 4 \
+  --gradient_accumulation_steps 1 \
+  --max_grad_norm 2.0 \
+  --num_train_epochs 10 \
+  "$@"  # RoBERTa: --evidence_weight 0.05
