@@ -7,6 +7,7 @@ folder, trained_in    its folder, and the one that trained its weights: another 
 classes               property -> class id
 seed, backbone, loss  as the tables name them, e.g. HingeABL:joint:m3
 loss_type, num_labels
+device                the kind of machine that made it, if it says so
 settings              encoder and recipe, flag -> value
 data, dev, test, tuned, fusion    of results.json; the last three may be None
 """
@@ -139,6 +140,7 @@ def read_run(folder):
         "loss_type": args["loss_type"],
         "num_labels": args["num_labels"],
         "settings": settings_of(args),
+        "device": results.get("device"),
         "data": {split: {x: results["data"][split][x] for x in DATA_FIELDS} for split in splits},
         **{name: results.get(name) for name in ("dev", "test", "tuned", "fusion")},
     }

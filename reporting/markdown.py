@@ -74,13 +74,17 @@ COMPARED = {
 
 
 def significance_table(found):
+    smallest = [2.8 * row["f1"]["documents"] for row in found["test"]]
     text = (
-        f"Paired bootstrap, {found['resamples']:,} resamples: the interval is over documents and "
-        "seeds together. Each resample draws documents, and seeds of those that both have, "
-        "with replacement and the same for both. Where both have one seed, the interval is over "
-        "documents alone; where they have few, it is too narrow. p is two-sided, at least "
-        f"{2 / (found['resamples'] + 1):.4f}. Compared with another loss of the same backbone, or "
-        "with another backbone that has the same loss."
+        "An interval is over documents and seeds: its variance is that of a bootstrap over "
+        f"documents ({found['resamples']:,} resamples, seeds averaged) plus s²/n of the n seeds "
+        "that both have, of their differences or, where two runs of a seed are of different kinds "
+        "of machine, of either loss (unpaired); with Student's t. With one seed it is over "
+        "documents alone. pooled: with a deviation of the seeds that is the same for all "
+        "losses of the group. p is two-sided. Compared with another loss of the same backbone, or "
+        "with another backbone that has the same loss. The smallest difference in F1 that these "
+        "documents can show with a chance of 80 %, however many the seeds: "
+        f"{min(smallest, default=0):.2f} to {max(smallest, default=0):.2f} (2.8 standard errors)."
     )
     parts = []
     for kind, title in COMPARED.items():
@@ -97,9 +101,14 @@ def differences(rows):
         head += [name, "95 % interval", "p"]
     lines = []
     for row in rows:
-        line = [row["backbone"], row["loss"], row["against"], ", ".join(map(str, row["seeds"]))]
+        seeds = ", ".join(map(str, row["seeds"]))
+        if len(row["seeds"]) == 1 or not row["paired"]:
+            seeds += " (documents alone)" if len(row["seeds"]) == 1 else " (unpaired)"
+        line = [row["backbone"], row["loss"], row["against"], seeds]
         for x in (row[key] for key in names):
+            more = ["{:+.2f} to {:+.2f}".format(*x["pooled"])] if "pooled" in x else []
             line += [f"{x['difference']:+.2f}", f"{x['low']:+.2f} to {x['high']:+.2f}"]
+            line[-1] += f" (pooled: {more[0]})" if more else ""
             line.append(f"{x['p']:.4f}")
         lines.append(line)
     return markdown_table(head, lines)

@@ -1,4 +1,4 @@
-"""Whether the difference of two losses may be chance: a paired bootstrap."""
+"""Whether the difference of two losses may be chance: intervals over documents and seeds."""
 
 from functools import lru_cache
 
@@ -48,56 +48,80 @@ def scores_of_counts(counts):
     return np.stack([f1_score(*micro[:3]), ign_f1_score(*micro), macro], axis=-1)
 
 
-@lru_cache(maxsize=4)  # many comparisons have as many documents and seeds
-def resampled(documents, seeds, resamples, seed):
-    """How often each resample draws each document and each seed: a list of pairs
-    [B, documents], [B, seeds], each of at most 500 resamples, which limits the memory needed."""
+@lru_cache(maxsize=4)
+def drawn_documents(documents, resamples, seed=0):
+    """How often each resample draws each document, [1 + resamples, documents]; the first row has
+    each once. All runs on as many documents get the same draws."""
     generator = np.random.default_rng(seed)
-
-    def draw(number, size):
-        drawn = generator.multinomial(number, np.full(number, 1 / number), size)
-        return drawn.astype(np.uint16)
-
-    parts = np.diff([*range(0, resamples, 500), resamples])
-    return [(draw(documents, n), draw(seeds, n)) for n in parts]
+    drawn = generator.multinomial(documents, np.full(documents, 1 / documents), resamples)
+    return np.vstack([np.ones(documents), drawn]).astype(np.uint16)
 
 
-def paired_bootstrap(
-    first, second, resamples=10_000, seed=0, scores_of=scores_of_counts, names=COMPARED_SCORES
-):
-    """The difference of two losses, and its interval, from runs that were scored on the same
-    documents.
+def resampled_scores(counts, resamples=10_000, scores_of=scores_of_counts):
+    """The scores of a run, and those of resamples of its documents, [1 + resamples, scores].
 
-    first, second: `document_counts` of the runs, [seeds, documents, relations, 4]; run i of the one
-    is paired with run i of the other. Or other counts [seeds, documents, ...], of which `scores_of`
-    makes the scores with these names. Each resample draws documents and, independently, seeds with
-    replacement, the same for both losses (Owen 2007, The pigeonhole bootstrap), and averages the
-    scores of the drawn seeds. With one seed the interval is over documents alone. With few seeds it
-    is too narrow: of the variance between s seeds it contains (s - 1) / s.
-
-    Returns for each name the difference first - second, its 95 % interval (low, high), and a
-    two-sided p: twice the fraction of the resamples whose difference has the other sign, at least
-    2 / (resamples + 1), at most 1.
-    """
-    both = np.stack([first, second])
-    _, seeds, documents, *sizes = both.shape
+    counts: `document_counts` of the run, [documents, relations, 4], or other counts
+    [documents, ...], of which `scores_of` makes the scores."""
+    counts = np.asarray(counts)
+    documents, *sizes = counts.shape
     # Integers below 2**24 are exact in float32, in which products are twice as fast.
-    dtype = np.float32 if documents * both.max(initial=0) < 2**24 else np.float64
-    both = both.reshape(2, seeds, documents, -1).astype(dtype)
+    dtype = np.float32 if documents * counts.max(initial=0) < 2**24 else np.float64
+    counts = counts.reshape(documents, -1).astype(dtype)
+    parts = np.array_split(drawn_documents(documents, resamples), 1 + resamples // 500)  # memory
+    sums = ((part.astype(dtype) @ counts).reshape(-1, *sizes) for part in parts)
+    return np.concatenate([scores_of(part.astype(np.float64)) for part in sums])
 
-    def difference(of_documents, of_seeds):  # [B, documents], [B, seeds] -> [B, names]
-        counts = of_documents.astype(dtype) @ both
-        counts = counts.reshape(2, seeds, len(of_documents), *sizes).astype(np.float64)
-        scores = scores_of(counts)  # [2, seeds, B, names]
-        return np.einsum("bs,sbk->bk", of_seeds / seeds, scores[0] - scores[1])
 
-    observed = difference(np.ones((1, documents)), np.ones((1, seeds)))[0]
-    parts = resampled(documents, seeds, resamples, seed)
-    drawn = np.concatenate([difference(*part) for part in parts])
-    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-    other_side = 1 + np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
-    p = np.minimum(2 * other_side / (resamples + 1), 1)
-    return {
-        name: {"difference": observed[i], "low": low[i], "high": high[i], "p": p[i]}
-        for i, name in enumerate(names)
-    }
+def compare(first, second, documents, names=COMPARED_SCORES, paired=True, pooled=None):
+    """The differences first - second of two losses, and their 95 % intervals.
+
+    first, second: `resampled_scores` of their runs on the same documents, [seeds, 1 + resamples,
+    scores]; documents: how many. The variance of a difference is that over the resamples, seeds
+    averaged, plus s^2 / n of the n seeds: of the seeds' differences if the runs of a seed are
+    paired, else of either loss; the interval is Student's, with Satterthwaite's degrees of freedom.
+    With one seed it is over documents alone. pooled: see `pooled_variance`.
+
+    Returns for each name difference, low, high, p (two-sided), documents (the standard error over
+    documents alone) and, if pooled is given, the interval with it, a pair.
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    seeds, drawn = len(first), (first - second).mean(0)
+    of_documents = drawn[1:].var(0, ddof=1), documents - 1
+    sides = [(first - second)[:, 0]] if paired else [first[:, 0], second[:, 0]]
+    own = [(x.var(0, ddof=1) / seeds, seeds - 1) for x in sides if seeds > 1]
+    low, high, p = interval(drawn[0], [of_documents, *own])
+    found = {"difference": drawn[0], "low": low, "high": high, "p": p}
+    found["documents"] = np.sqrt(of_documents[0])
+    if pooled:
+        parts = [of_documents, (2 * pooled[0] / seeds, pooled[1])]
+        found["pooled"] = np.stack(interval(drawn[0], parts)[:2], -1)
+    return {name: {k: x[i].tolist() for k, x in found.items()} for i, name in enumerate(names)}
+
+
+def pooled_variance(losses):
+    """The variance over seeds, if it is the same for all losses, and its degrees of freedom; 0 if
+    none has two seeds. losses: the scores of each one's seeds, [seeds, scores]."""
+    known = [np.asarray(x) for x in losses if len(x) > 1]
+    freedom = sum(len(x) - 1 for x in known)
+    return freedom and (sum(((x - x.mean(0)) ** 2).sum(0) for x in known) / freedom, freedom)
+
+
+def interval(differences, parts):
+    """low, high and two-sided p of differences [scores]. parts: the parts of their variance
+    [scores], each with its degrees of freedom."""
+    variance = sum(x for x, _ in parts)
+    freedom = variance**2 / np.maximum(sum(x**2 / n for x, n in parts), 1e-300)
+    error = np.sqrt(variance)
+    t = np.abs(differences) / np.maximum(error, 1e-150)
+    p, limit = np.transpose([student(*x) for x in zip(t, np.maximum(freedom, 1), strict=True)])
+    return differences - limit * error, differences + limit * error, p
+
+
+def student(t, freedom, level=0.05):
+    """Of Student's distribution the two-sided p of t, and the t whose p is the level."""
+    # t = sqrt(freedom) tan(angle), where the angle's density goes as cos(angle)^(freedom - 1).
+    edges = np.linspace(0, np.pi / 2, 20_001)
+    density = np.cos((edges[1:] + edges[:-1]) / 2) ** (freedom - 1)
+    beyond = np.append(density[::-1].cumsum()[::-1], 0) / density.sum()
+    p = np.interp(np.arctan(t / np.sqrt(freedom)), edges, beyond)
+    return p, np.sqrt(freedom) * np.tan(np.interp(-level, -beyond, edges))

@@ -13,7 +13,14 @@ from engine.run_folder import FAULTS, PREDICTIONS, submission_file
 from evaluation import PATTERNS, RATIOS, named_facts, pattern_ratios
 from inputs.files import InputError
 from reporting.groups import SCORES
-from reporting.statistics import paired_bootstrap, read_counts, scores_of_counts
+from reporting.statistics import (
+    COMPARED_SCORES,
+    compare,
+    pooled_variance,
+    read_counts,
+    resampled_scores,
+    scores_of_counts,
+)
 
 # Columns of a table -> columns of `frame_of`.
 MICRO = {"F1": "test.f1", "Ign F1": "test.ign_f1"}
@@ -193,64 +200,71 @@ def run_patterns(run):
 
 def significance(group, references, splits, rel2id, resamples=10_000):
     """Every loss against the reference loss of its backbone, HingeABL against all its losses, and
-    every backbone against ATLOP and its own plain form with the same loss, by paired bootstrap over
-    the documents and the seeds that both have: F1, Ign F1 and macro F1 of each of SUBMISSIONS, on
-    dev the ratios of Table 4.
+    every backbone against ATLOP and its own plain form with the same loss, by the seeds that both
+    have: F1, Ign F1 and macro F1 of each of SUBMISSIONS, on dev the ratios of Table 4.
 
     references: backbone -> loss; splits: "test" and, for Ign F1, "train" -> documents. Returns for
-    each of SUBMISSIONS and "patterns" a list of rows, with the values of `paired_bootstrap` in
-    percent.
+    each of SUBMISSIONS and "patterns" a list of rows, with the values of `compare` in percent.
     """
     facts = named_facts(splits["train"]) if "train" in splits else None
-    notes, counts, patterns = [], {kind: {} for kind in SUBMISSIONS}, {}
-
-    def keep(found, row, run, read, *args):
-        try:
-            if (count := read(run, *args)) is not None:
-                found.setdefault(row, {})[run["seed"]] = count
-        except InputError as error:
-            notes.append(str(error))
-
-    for row, runs in group["rows"].items():
-        for run in runs:
-            for kind, found in counts.items():
-                keep(found, row, run, run_counts, kind, splits["test"], facts, rel2id)
-            keep(patterns, row, run, run_patterns)
-    found = {kind: compared(of_kind, references, resamples) for kind, of_kind in counts.items()}
+    notes, scores = [], {kind: {} for kind in (*SUBMISSIONS, "patterns")}
+    for row, run in ((row, run) for row, runs in group["rows"].items() for run in runs):
+        for kind, found in scores.items():
+            try:
+                if kind == "patterns":
+                    counts, scores_of = run_patterns(run), pattern_ratios
+                else:
+                    counts = run_counts(run, kind, splits["test"], facts, rel2id)
+                    scores_of = scores_of_counts
+                if counts is not None:
+                    drawn = resampled_scores(counts, resamples, scores_of)
+                    found.setdefault(row, {})[run["seed"]] = drawn
+            except InputError as error:
+                notes.append(str(error))
+    found = {}
+    for kind, x in scores.items():
+        split, names = ("dev", RATIOS) if kind == "patterns" else ("test", COMPARED_SCORES)
+        documents = group["data"][split]["documents"]
+        found[kind] = compared(x, group["rows"], references, documents, names)
     if facts is None:
-        for row in sum(found.values(), []):
+        for row in (row for kind in SUBMISSIONS for row in found[kind]):
             del row["ign_f1"]
-    ratios = {"scores_of": pattern_ratios, "names": RATIOS}
-    found["patterns"] = compared(patterns, references, resamples, **ratios)
-    for kind, of_kind in {"": counts["test"], "patterns.json: ": patterns}.items():
-        notes += [kind + note for note in not_compared(of_kind, references)]
+    for kind, name in {"test": "", "patterns": "patterns.json: "}.items():
+        notes += [name + note for note in not_compared(scores[kind], references)]
     return found | {"resamples": resamples, "notes": notes}
 
 
-def compared(counts, references, resamples, **options):
-    """The rows of `significance`. counts: (backbone, loss) -> seed -> counts of a run, as
-    `paired_bootstrap` takes them."""
+def compared(scores, runs, references, documents, names):
+    """The rows of `significance`. scores: (backbone, loss) -> seed -> `resampled_scores` of a run;
+    runs: (backbone, loss) -> runs. Where two runs of one seed were made on two kinds of machine,
+    none are paired."""
+    devices = {(row, x["seed"]): x["device"] for row, of_row in runs.items() for x in of_row}
+    pooled = pooled_variance([[x[0] for x in own.values()] for own in scores.values()])
     rows = []
-    for (backbone, loss), own in counts.items():
+    for row, own in scores.items():
+        backbone, loss = row
         others = [(backbone, references[backbone])]
         # The paper claims of HingeABL that it is above all others.
         if loss == "HingeABL" != references[backbone]:  # else they are compared with it anyway
-            others += [other for other in counts if other[0] == backbone]
+            others += [other for other in scores if other[0] == backbone]
         others += ("atlop", loss), (backbone.split(" ")[0], loss)
         for other in dict.fromkeys(others):
-            base = counts.get(other, {})
+            base = scores.get(other, {})
             seeds = [seed for seed in own if seed in base]
-            if other == (backbone, loss) or not seeds:
+            if other == row or not seeds:
                 continue
-            pair = [np.stack([x[seed] for seed in seeds]) for x in (own, base)]
-            found = {
-                name: {k: float(x if k == "p" else 100 * x) for k, x in values.items()}
-                for name, values in paired_bootstrap(*pair, resamples, **options).items()
-            }
+            paired = all(devices[row, seed] == devices[other, seed] for seed in seeds)
+            pair = [[x[seed] for seed in seeds] for x in (own, base)]
+            few = pooled if len(seeds) in (2, 3) else None
+            found = compare(*pair, documents, names, paired, few)
             against = other[1] if other[0] == backbone else other[0]
-            row = {"backbone": backbone, "loss": loss, "against": against, "seeds": seeds}
-            rows.append(row | found)
+            rows.append({"backbone": backbone, "loss": loss, "against": against, "seeds": seeds})
+            rows[-1] |= {"paired": paired} | {name: in_percent(x) for name, x in found.items()}
     return rows
+
+
+def in_percent(x):
+    return {k: x if k == "p" else (100 * np.array(x)).tolist() for k, x in x.items()}
 
 
 def not_compared(counts, references):

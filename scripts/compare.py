@@ -1,4 +1,4 @@
-"""Compares two submissions: F1, Ign F1 and macro F1 with a paired bootstrap, and F1 of every
+"""Compares two submissions: F1, Ign F1 and macro F1 with intervals, and F1 of every
 relation. With several seeds each:
 
     python scripts/compare.py --truth dataset/redocred/test_revised.json \
@@ -6,7 +6,7 @@ relation. With several seeds each:
         --against runs/b/seed1/predictions.json runs/b/seed5/predictions.json
 
 Without --against, shows the scores of --pred alone. The files are paired in their order. low, high:
-the 95 % interval of the difference, over documents and seeds.
+the 95 % interval of the difference, over documents and seeds (reporting/statistics.py).
 """
 
 import sys
@@ -30,8 +30,9 @@ from inputs.files import (
 )
 from reporting.statistics import (
     COMPARED_SCORES,
-    paired_bootstrap,
+    compare,
     read_counts,
+    resampled_scores,
     scores_of_counts,
 )
 
@@ -80,7 +81,8 @@ def main(argv=None):
     columns = list(names)
     if args.against:
         columns += ["difference", "low", "high", "p"]
-        for name, found in paired_bootstrap(*sides).items():
+        drawn = [list(map(resampled_scores, side)) for side in sides]
+        for name, found in compare(*drawn, len(truth)).items():
             scores[name] += [100 * found[x] for x in columns[2:5]] + [found["p"]]
     relations = relation_rows(rel2id, *sides)
     table = [[name, *values] for name, values in scores.items()]

@@ -13,7 +13,8 @@ import compare
 from evaluation import evaluate
 from inputs.documents import read_documents
 from inputs.files import InputError
-from reporting.statistics import document_counts, paired_bootstrap
+from reporting.statistics import compare as differences
+from reporting.statistics import document_counts, resampled_scores
 
 
 @pytest.fixture
@@ -53,7 +54,9 @@ def test_against_the_scorer(submissions, demo, tmp_path, capsys):
     given = {name: read(path) for name, path in files.items()}
     scores = {name: evaluate(x, truth, facts) for name, x in given.items()}
     counts = {name: document_counts(x, truth, REL2ID, facts) for name, x in given.items()}
-    sure = paired_bootstrap([counts["a1"], counts["a2"]], [counts["b1"], counts["b2"]])
+    drawn = {name: resampled_scores(x) for name, x in counts.items()}
+    sides = [drawn["a1"], drawn["a2"]], [drawn["b1"], drawn["b2"]]
+    sure = differences(*sides, len(truth))
     for name in ("f1", "ign_f1", "macro_f1"):
         row, mean = found["scores"][name], {}
         for side, seeds in (("pred", ("a1", "a2")), ("against", ("b1", "b2"))):

@@ -188,7 +188,11 @@ def test_significance_in_the_report(made, data):
         assert row[score]["difference"] == pytest.approx(difference)
         assert row[score]["low"] <= difference <= row[score]["high"]
     text = f"| atlop | HingeABL | ATL | 1, 5, 42 | {row['f1']['difference']:+.2f} | "
-    assert f"{text}{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f} |" in markdown
+    text += f"{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f} (pooled: "
+    assert text + "{:+.2f} to {:+.2f}) |".format(*row["f1"]["pooled"]) in markdown
+    assert "| HingeABL:joint | 5 (documents alone) |" in markdown
+    smallest = [2.8 * x["f1"]["documents"] for x in compared["test"]]
+    assert f"{min(smallest):.2f} to {max(smallest):.2f} (2.8 standard errors)" in markdown
     row = row_of(compared["patterns"], "HingeABL", against="ATL")
     for name in RATIOS:
         runs = [
@@ -197,10 +201,10 @@ def test_significance_in_the_report(made, data):
         first, second = (np.mean([x["dev"][name] for x in of_loss]) for of_loss in runs)
         assert row[name]["difference"] == pytest.approx(100 * (first - second))
         assert row[name]["low"] <= row[name]["difference"] <= row[name]["high"]
-    assert f"| {row['FN/F']['low']:+.2f} to {row['FN/F']['high']:+.2f} |" in markdown
+    assert f"| {row['FN/F']['low']:+.2f} to {row['FN/F']['high']:+.2f} (pooled" in markdown
     assert "HingeABL:m3 (atlop): no seed with ATL to compare with" in compared["notes"]
     assert "HingeABL (docunet): no runs of balance_softmax to compare with" in compared["notes"]
-    assert "the interval is over documents and seeds together" in markdown
+    assert "An interval is over documents and seeds: " in markdown
 
 
 def test_shifted_and_fused_scores_are_compared_too(made, data):

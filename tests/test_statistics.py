@@ -1,7 +1,6 @@
-"""Threshold shift and bootstrap against slow code and known answers; --seeds, --tune_threshold."""
+"""Threshold shift and intervals against slow code and known answers; --seeds, --tune_threshold."""
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
@@ -16,7 +15,13 @@ from engine.scoring import best_evidence_threshold, best_shift, shift_curve, to_
 from evaluation import evaluate, gold_facts
 from inputs.files import InputError, relation_ids
 from losses import decode, margins
-from reporting.statistics import paired_bootstrap
+from reporting.statistics import (
+    compare,
+    drawn_documents,
+    pooled_variance,
+    resampled_scores,
+    student,
+)
 
 
 def counts_of(correct):
@@ -27,65 +32,90 @@ def counts_of(correct):
     return np.stack([correct, ones, ones, 0 * ones], axis=-1)
 
 
-def test_bootstrap_against_normal_theory():
+def compared(first, second, **more):
+    """`compare` of F1, of runs [seeds, documents, ...] of counts."""
+    drawn = [[resampled_scores(x) for x in side] for side in (first, second)]
+    return compare(*drawn, len(first[0]), **more)
+
+
+def test_an_interval_over_documents_is_that_of_normal_theory():
     rng = np.random.default_rng(1)
     first, second = rng.random((2, 1, 2000)) < [[[0.53]], [[0.5]]]
-    found = paired_bootstrap(counts_of(first.astype(int)), counts_of(second.astype(int)))["f1"]
+    found = compared(counts_of(first.astype(int)), counts_of(second.astype(int)))["f1"]
     (difference,) = first.astype(float) - second  # per document, of one seed
     error = difference.std() / math.sqrt(2000)
     assert found["difference"] == pytest.approx(difference.mean())
+    assert found["documents"] == pytest.approx(error, rel=0.02)
     assert found["low"] == pytest.approx(difference.mean() - 1.96 * error, abs=0.1 * error)
     assert found["high"] == pytest.approx(difference.mean() + 1.96 * error, abs=0.1 * error)
     p = math.erfc(abs(difference.mean()) / error / math.sqrt(2))
-    assert 0.001 < p < 0.5 and found["p"] == pytest.approx(p, rel=0.15)
+    assert 0.001 < p < 0.5 and found["p"] == pytest.approx(p, rel=0.1)
 
 
-def test_bootstrap_of_two_documents_and_of_equal_runs():
-    """Two documents: the first alone with chance 1/4, the second alone 1/4, both 1/2."""
-    found = paired_bootstrap(counts_of([[1, 0]]), counts_of([[0, 0]]), resamples=20_000)["f1"]
-    assert (found["low"], found["difference"], found["high"]) == (0, 0.5, 1)
-    assert found["p"] == pytest.approx(2 * 0.25, abs=0.02)
-    sure = paired_bootstrap(counts_of([[1, 1]]), counts_of([[0, 0]]))
-    assert sure["f1"]["p"] == 2 / 10_001
-    same = paired_bootstrap(counts_of([[1, 0, 1]]), counts_of([[1, 0, 1]]))
-    assert same["f1"] == same["macro_f1"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
-    assert paired_bootstrap(counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3) == paired_bootstrap(
-        counts_of([[1, 0]]), counts_of([[0, 1]]), seed=3
-    )
+def test_equal_runs_do_not_differ():
+    same = compared(counts_of([[1, 0, 1]]), counts_of([[1, 0, 1]]))
+    expected = {"difference": 0, "low": 0, "high": 0, "p": 1, "documents": 0}
+    assert same["f1"] == same["macro_f1"] == pytest.approx(expected)
+    sure = compared(counts_of([[1, 1]]), counts_of([[0, 0]]))["f1"]
+    assert (sure["low"], sure["high"]) == (1, 1) and sure["p"] < 1e-6
 
 
-def test_bootstrap_over_documents_and_seeds():
-    """Three seeds and three documents: all draws of both, 27 x 27, are as likely as one another.
-    Three relations, of which one is in one document alone."""
+def test_the_scores_of_resampled_documents():
+    """Three relations, of which one is in one document alone: every draw against loops."""
     rng = np.random.default_rng(7)
-    runs = np.zeros((2, 3, 3, 3, 4), dtype=int)  # losses, seeds, documents, relations
-    runs[..., 2] = gold = np.array([[5, 7, 0], [3, 6, 0], [9, 4, 2]])
-    runs[..., 1] = rng.integers(2, 8, (2, 3, 3, 3))
-    runs[..., 0] = rng.integers(0, np.minimum(runs[..., 1], gold) + 1)
-    runs[..., 3] = rng.integers(0, runs[..., 0] + 1)
+    counts = np.zeros((3, 3, 4), dtype=int)  # documents, relations
+    counts[..., 2] = gold = np.array([[5, 7, 0], [3, 6, 0], [9, 4, 2]])
+    counts[..., 1] = rng.integers(2, 8, (3, 3))
+    counts[..., 0] = rng.integers(0, np.minimum(counts[..., 1], gold) + 1)
+    counts[..., 3] = rng.integers(0, counts[..., 0] + 1)
 
-    def slow_scores(documents):
-        total = sum(documents)
+    def slow_scores(total):
         correct, predicted, gold, known = total.sum(0).tolist()
         precision = correct / predicted, (correct - known) / (predicted - known + 1e-5)
         each = [f1_of(x[0] / x[1], x[0] / x[2]) for x in total.tolist() if x[2]]
-        return np.array([*(f1_of(x, correct / gold) for x in precision), sum(each) / len(each)])
+        return [*(f1_of(x, correct / gold) for x in precision), sum(each) / len(each)]
 
-    found = paired_bootstrap(*runs, resamples=20_000)
-    draws = list(product(range(3), repeat=3))
-    of_seeds = {}  # draw of documents -> difference per seed
-    for chosen in draws:
-        scores = [[slow_scores([run[i] for i in chosen]) for run in loss] for loss in runs]
-        of_seeds[chosen] = np.subtract(*scores)
-    drawn = np.array([x[list(seeds)].mean(0) for x in of_seeds.values() for seeds in draws])
-    for i, name in enumerate(("f1", "ign_f1", "macro_f1")):
-        assert found[name]["difference"] == pytest.approx(of_seeds[0, 1, 2].mean(0)[i])
-        expected = np.percentile(drawn[:, i], (2.5, 97.5))
-        assert [found[name]["low"], found[name]["high"]] == pytest.approx(expected, abs=0.01)
-        share = min((drawn[:, i] <= 0).mean(), (drawn[:, i] >= 0).mean())
-        assert 0.01 < share < 0.45 and found[name]["p"] == pytest.approx(2 * share, rel=0.1)
-        width = np.ptp(np.percentile([x.mean(0)[i] for x in of_seeds.values()], (2.5, 97.5)))
-        assert np.ptp(expected) > 1.1 * width  # than over documents alone
+    drawn = drawn_documents(3, 700)
+    assert (drawn[0] == 1).all() and (drawn.sum(1) == 3).all() and len(drawn) == 701
+    found = resampled_scores(counts, 700)
+    for scores, weights in zip(found, drawn, strict=True):
+        assert scores == pytest.approx(slow_scores((counts * weights[:, None, None]).sum(0)))
+    chosen = [
+        tuple(x) for x in drawn[1:].tolist()
+    ]  # one of each in 2 of 9 cases, one alone in 1 / 9
+    assert chosen.count((1, 1, 1)) / 700 == pytest.approx(2 / 9, abs=0.05)
+    assert sum(max(x) == 3 for x in chosen) / 700 == pytest.approx(1 / 9, abs=0.04)
+
+
+def test_variance_of_seeds_and_documents():
+    """Satterthwaite's sum, by hand, from scores whose variances are known."""
+    seeds = np.array([[0.60, 0.62, 0.67], [0.59, 0.58, 0.60]])
+    over_documents = np.array([-0.02, 0.02, 0.0, 0.01, -0.01])  # of the resamples, of every run
+    noise = np.stack([over_documents, 0 * over_documents])
+    runs = np.concatenate([seeds[..., None], seeds[..., None] + noise[:, None]], axis=-1)[..., None]
+    documents = 0.001 / 4, 9
+    spread = [np.var(x, ddof=1) / 3 for x in (seeds[0] - seeds[1], *seeds)]
+    limits = {2: 4.302653, 3: 3.182446, 4: 2.776445, 5: 2.570582, 9: 2.262157, 20: 2.085963}
+    limits |= {1: 12.706205, 499: 1.964729}
+    for freedom, limit in limits.items():  # of the tables
+        assert student(limit, freedom) == pytest.approx((0.05, limit), rel=1e-4)
+    assert student(0, 3)[0] == pytest.approx(1) and student(31.8205, 1)[0] == pytest.approx(
+        0.02, rel=1e-4
+    )
+    pooled = pooled_variance([x[:, None] for x in (*seeds, np.array([0.5]))])
+    assert pooled[1] == 4 and pooled[0] == pytest.approx(1.5 * (spread[1] + spread[2]))
+    cases = {True: [(spread[0], 2)], False: [(x, 2) for x in spread[1:]]}
+    for paired, parts in cases.items():
+        found = compare(*runs, 10, ["x"], paired, pooled)["x"]
+        shared = {"own": parts, "pooled": [(2 * pooled[0][0] / 3, 4)]}
+        for kind, of_seeds in shared.items():
+            variance = sum(x for x, _ in [documents, *of_seeds])
+            freedom = variance**2 / sum(x**2 / n for x, n in [documents, *of_seeds])
+            half = student(0, freedom)[1] * math.sqrt(variance)
+            middle = seeds[0].mean() - seeds[1].mean()
+            low_high = found["pooled"] if kind == "pooled" else [found["low"], found["high"]]
+            assert low_high == pytest.approx([middle - half, middle + half]), (paired, kind)
+        assert found["documents"] == pytest.approx(math.sqrt(documents[0]))
 
 
 def slow_predictions(scores, loss_type, num_labels, shift):
