@@ -12,11 +12,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from backbones import BACKBONES
 from engine.run_folder import METRICS, logits_file
-from evaluation import PATTERNS
 from inputs.documents import read_documents
 from inputs.files import (
     META_DIR,
@@ -32,9 +29,17 @@ from inputs.files import (
 from losses import LOSSES
 from prepro import candidate_pairs
 from reporting import figures
-from reporting.groups import find_runs, group_runs, read_curve, read_pair, read_shifts
+from reporting.groups import find_runs, group_runs, read_curve, read_pair, threshold_ends
 from reporting.markdown import cell_text, to_markdown
-from reporting.tables import data_tables, frame_of, group_tables, make_table, significance
+from reporting.ranking import curves
+from reporting.tables import (
+    data_tables,
+    detail_tables,
+    frame_of,
+    group_tables,
+    make_table,
+    significance,
+)
 
 # --- Data files -------------------------------------------------------------------------------
 
@@ -136,16 +141,24 @@ def readable(read, runs, file, notes, folder="folder"):
             notes.append(str(error))
 
 
-def draw_group(group, pairs, pair_losses, draw):
+def draw_group(group, rankings, pairs, pair_losses, draw):
     """Draws the figures of a group, backbone by backbone; draw(figure, name, caption) saves one.
-    pairs: see `locate_pairs`. Returns notes on what could not be drawn."""
+    rankings: (backbone, loss) -> seed -> `read_ranking` of test; pairs: see `locate_pairs`. Returns
+    notes on what could not be drawn."""
     notes = []
     for backbone in dict.fromkeys(backbone for backbone, _ in group["rows"]):
         rows = {loss: runs for (b, loss), runs in group["rows"].items() if b == backbone}
         styles = figures.line_styles([*LOSSES, *(loss for loss in rows if loss not in LOSSES)])
         draw_training(backbone, rows, styles, draw, notes)
-        draw_patterns(backbone, rows, draw)
-        draw_shifts(backbone, rows, styles, draw, notes)
+        draw_thresholds(backbone, rows, styles, draw)
+        found = {
+            loss: list(map(curves, seeds.values()))
+            for (b, loss), seeds in rankings.items()
+            if b == backbone
+        }
+        if found:
+            caption = f"{backbone}: precision and recall, reliability (test); means of the seeds"
+            draw(figures.ranking_curves(found, styles), f"{backbone} ranking", caption)
         for pair in pairs:
             draw_pair(backbone, rows, pair, pair_losses, group["classes"], draw, notes)
     return notes
@@ -156,43 +169,18 @@ def draw_training(backbone, rows, styles, draw, notes):
         return read_curve(run["trained_in"])
 
     file = METRICS, notes, "trained_in"
-    curves = {loss: list(readable(read, runs, *file)) for loss, runs in rows.items()}
-    curves = {loss: found for loss, found in curves.items() if found}
-    if curves:
-        caption = f"{backbone}: dev scores and training loss; mean and range of the seeds"
-        draw(figures.training_curves(curves, styles), f"{backbone} curves", caption)
-
-
-def draw_patterns(backbone, rows, draw):
-    counts = {}
-    for loss, runs in rows.items():
-        known = [run["dev"] for run in runs if run["dev"].keys() >= set(PATTERNS)]
-        if known:
-            counts[loss] = {name: np.mean([dev[name] for dev in known]) for name in PATTERNS}
-    if not counts:
-        return
-    caption = f"{backbone}: false predictions on dev by pattern; mean of the seeds"
-    draw(figures.pattern_bars(counts), f"{backbone} patterns", caption)
-
-
-def draw_shifts(backbone, rows, styles, draw, notes):
-    def read(run):
-        return run["tuned"], read_shifts(run)
-
-    file = logits_file("test"), notes
     found = {loss: list(readable(read, runs, *file)) for loss, runs in rows.items()}
-    found = {loss: runs for loss, runs in found.items() if runs}
-    if not found:
-        return
-    good = [shifts[f1 >= f1.max() / 2] for runs in found.values() for _, (shifts, f1) in runs]
-    grid = np.linspace(min(x[0] for x in good), max(x[-1] for x in good), 400)
-    curves, tuned = {}, {}
-    for loss, runs in found.items():
-        curves[loss] = grid, np.mean([np.interp(grid, *curve) for _, curve in runs], axis=0)
-        if all(x for x, _ in runs):
-            tuned[loss] = np.mean([(x["shift"], x["test"]["f1"]) for x, _ in runs], axis=0)
-    caption = f"{backbone}: test F1 against a shift of the threshold; mean of the runs with logits"
-    draw(figures.shift_curves(curves, tuned, styles), f"{backbone} shift", caption)
+    found = {loss: records for loss, records in found.items() if records}
+    if found:
+        caption = f"{backbone}: dev scores and training loss; mean and range of the seeds"
+        draw(figures.training_curves(found, styles), f"{backbone} curves", caption)
+
+
+def draw_thresholds(backbone, rows, styles, draw):
+    ends = {loss: threshold_ends(runs) for loss, runs in rows.items()}
+    if ends := {loss: seeds for loss, seeds in ends.items() if seeds}:
+        caption = f"{backbone}: from the learned threshold to the one that is best on dev (test)"
+        draw(figures.arrows({backbone: ends}, styles), f"{backbone} thresholds", caption)
 
 
 def draw_pair(backbone, rows, pair, losses, classes, draw, notes):
@@ -255,15 +243,17 @@ def drawer(out, shown, prefix=""):
 
 def report_group(number, group, splits, pairs, paper, args):
     """Tables, significance and figures of a group. splits: its documents, see `documents_of`."""
-    shown, compared = [], None
+    shown, compared, kept, details = [], None, {"ap": {}}, []
     if "test" in splits:
         references = {
             backbone: args.reference or BACKBONES[backbone.split(" ")[0]].own_loss
             for backbone, _ in group["rows"]
         }
-        compared = significance(group, references, splits, group["classes"])
+        compared, kept = significance(group, references, splits)
+        if splits.keys() >= {"train", "dev"}:
+            details = detail_tables(group, splits, kept)
     draw = drawer(Path(args.out), shown, f"group{number} ")
-    notes = draw_group(group, pairs, args.pair_losses, draw)
+    notes = draw_group(group, kept["ap"], pairs, args.pair_losses, draw)
     runs = frame_of(group)
     for row in make_table("", "", {"F1": "test.f1"}, runs)["rows"]:
         text = cell_text(row["cells"]["F1"], "F1", len(row["seeds"]))
@@ -273,6 +263,7 @@ def report_group(number, group, splits, pairs, paper, args):
         "data": group["data"],
         "tables": group_tables(runs, paper, group["of_paper"]),
         "significance": compared,
+        "details": details,
         "figures": shown,
         "notes": notes,
     }

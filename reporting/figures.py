@@ -11,8 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from evaluation import PATTERNS
 from losses import hinge_penalty, hinge_weight
+from reporting.ranking import EDGES, RECALLS
 
 # Text stays text in SVG: it can be searched and edited. The salt makes the same file every time.
 STYLE = {
@@ -42,11 +42,6 @@ DASHES = [
     (0, (4, 1)),
 ]
 MARKERS = "osD^vPX<*hp"
-BARS = {  # false pattern -> face, hatch
-    "FP": ("0.95", "///"),
-    "FN_CRK": ("#d95f02", ""),
-    "FN_IRK": ("#1b3a6b", ""),
-}
 
 
 def save(figure, path):
@@ -188,48 +183,66 @@ def training_curves(curves, styles):
     return figure
 
 
-def pattern_bars(counts):
-    """The false predictions by pattern, in percent of all pairs and of the false predictions.
+def arrows(groups, styles):
+    """Precision against recall: for each loss an arrow from its learned threshold (open marker) to
+    the one that is best on dev (filled), means of the seeds, and a dot for each seed.
 
-    counts: label -> {pattern: mean number of pairs}, with all of PATTERNS.
+    groups: title of a panel -> label -> for each seed two pairs (precision, recall), in percent;
+    styles: see `line_styles`.
     """
-    labels = list(counts)
-    figure, axes = panels(1, 2, height=1.2 + 0.3 * len(labels), sharey=True)
-    for panel, of in zip(axes[0], (PATTERNS, list(BARS)), strict=True):
-        left = np.zeros(len(labels))
-        for pattern, (face, hatch) in BARS.items():
-            wholes = [max(sum(counts[x][p] for p in of), 1) for x in labels]
-            percent = np.array([100 * counts[x][pattern] for x in labels]) / wholes
-            look = {"label": pattern, "color": face, "hatch": hatch}
-            panel.barh(labels, percent, 0.7, left, **look, edgecolor="black", linewidth=0.6)
-            left += percent
-        panel.grid(axis="y", visible=False)
-    axes[0, 0].invert_yaxis()
-    axes[0, 0].set_xlabel("% of all pairs: F/(T+F)")
-    axes[0, 1].set_xlabel("% of the false predictions")
-    axes[0, 1].set_xlim(0, 100)
+    figure, axes = panels(1, len(groups), width=4.6, height=4.2)
+    for panel, (title, losses) in zip(axes[0], groups.items(), strict=True):
+        points = np.concatenate([np.reshape(x, (-1, 2)) for x in losses.values()])
+        (bottom, left), (top, right) = points.min(0) - 2, points.max(0) + 2
+        panel.set(xlim=(left, right), ylim=(bottom, top), title=title)
+        draw_equal_f1(panel, (left, right), (bottom, top))
+        for label, seeds in losses.items():
+            look = {"color": styles[label]["color"], "marker": styles[label]["marker"]}
+            seeds = np.asarray(seeds)  # [seeds, 2, 2]
+            for end, face in enumerate(("white", look["color"])):
+                precision, recall = seeds[:, end].T
+                dots = {"marker": ".", "s": 30, "alpha": 0.5, "linewidths": 0.7}
+                panel.scatter(recall, precision, facecolors=face, edgecolors=look["color"], **dots)
+                mean = [recall.mean()], [precision.mean()]
+                name = label if end else None
+                panel.plot(*mean, ls="", ms=6, mfc=face, label=name, zorder=3, **look)
+            start, end = seeds.mean(0)[:, ::-1]
+            line = {"arrowstyle": "-|>", "color": look["color"], "shrinkA": 3, "shrinkB": 4}
+            panel.annotate("", end, start, arrowprops=line)
+        panel.set(xlabel="recall, %", ylabel="precision, %")
+        panel.grid(visible=False)
     legend_below(figure, axes[0, 0])
     return figure
 
 
-def shift_curves(curves, tuned, styles):
-    """Test F1 against a shift of the threshold.
+def draw_equal_f1(panel, recalls, precisions):
+    """Grey curves of equal F1 in this part of the plane, each with its F1 at its upper end."""
+    recall = np.linspace(*recalls, 200)
+    for f1 in range(2, 100, 2):
+        with np.errstate(divide="ignore"):
+            precision = f1 * recall / (2 * recall - f1)
+        seen = (precision > precisions[0]) & (precision < precisions[1])
+        panel.plot(recall[seen], precision[seen], color="0.85", linewidth=0.8, zorder=0)
+        if seen.sum() > 20 and f1 % 4 == 0:
+            first = recall[seen][0], precision[seen][0]
+            look = {"textcoords": "offset points", "fontsize": 7, "color": "0.45"}
+            panel.annotate(f"F1 {f1}", first, (2, -1), **look)
 
-    curves: label -> (shifts [K] rising, F1 [K]); tuned: label -> (the shift found on dev, F1), of
-    some; styles: see `line_styles`.
-    """
-    figure, ((axes,),) = panels(width=6, height=3.8)
-    for label, (shifts, f1) in curves.items():
-        style = styles[label] | {"markersize": 6}
-        axes.plot(shifts, 100 * f1, label=label, markevery=[], **style)
-        style |= {"linestyle": "", "zorder": 3}
-        axes.plot([0], [100 * np.interp(0, shifts, f1)], **style, markerfacecolor="white")
-        if label in tuned:
-            axes.plot([tuned[label][0]], [100 * tuned[label][1]], **style)
-    axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    axes.set_xlabel("shift of the threshold (open marker: none; filled: the best on dev)")
-    axes.set_ylabel("test F1, %")
-    legend_below(figure, axes)
+
+def ranking_curves(curves, styles):
+    """Precision at every recall, and reliability: the share of right entries by their margin beside
+    that of calibrated log-odds, 1 / (1 + e^-margin). curves: label -> per seed a pair, see
+    `ranking.curves`."""
+    figure, axes = panels(1, 2)
+    margins = (EDGES[1:] + EDGES[:-1]) / 2
+    for label, seeds in curves.items():
+        style = styles[label] | {"markevery": 8}
+        for panel, x, y in zip(axes[0], (RECALLS, margins), zip(*seeds, strict=True), strict=True):
+            panel.plot(100 * x if x is RECALLS else x, 100 * np.mean(y, 0), label=label, **style)
+    axes[0, 0].set(xlabel="recall, %", ylabel="precision, %")
+    axes[0, 1].plot(margins, 100 / (1 + np.exp(-margins)), color="0.6", zorder=0)
+    axes[0, 1].set(xlabel="margin $s_r - s_{TH}$", ylabel="right, % (grey: if calibrated)")
+    legend_below(figure, axes[0, 0])
     return figure
 
 

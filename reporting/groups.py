@@ -18,8 +18,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import torch
 
 from backbones import BACKBONES
 from engine.options import FLAGS, SAVED_WITH_MODEL, SETTINGS, Options, check_value
@@ -32,10 +30,9 @@ from engine.run_folder import (
     logits_file,
     read_results,
 )
-from engine.scoring import shift_curve
-from evaluation import PATTERNS, RATIOS, f1_score, prediction_patterns, read_logits
+from evaluation import PATTERNS, RATIOS, prediction_patterns, read_logits
 from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
-from losses import LOSSES, loss_label, margins, read_label
+from losses import LOSSES, loss_label, read_label
 from model import DocREConfig
 
 DEFAULTS = vars(Options())
@@ -260,20 +257,13 @@ def read_curve(folder):
     return records
 
 
-def read_shifts(run):
-    """Test F1 against the shift of the threshold, from a run's logits: shifts [K] rising, F1 [K].
-    Raises InputError."""
-    path = run["folder"] / logits_file("test")
-    if not run["test"]:
-        raise InputError(f"{path}: {RESULTS} has no test scores")
-    arrays = read_logits(path)
-    above = margins(torch.from_numpy(arrays["logits"]), run["loss_type"], run["num_labels"])
-    shifts, correct, predicted = shift_curve(above.numpy(), arrays["labels"])
-    f1 = f1_score(correct, predicted, run["data"]["test"]["triples"])
-    unshifted = np.abs(shifts).argmin()  # the curve has 0 itself
-    if abs(f1[unshifted] - run["test"]["f1"]) > 1e-6:
-        raise InputError(f"{path}: its F1 is not that of {RESULTS}")
-    return shifts[::-1], f1[::-1]
+def threshold_ends(runs):
+    """Precision and recall on test, in percent, of the learned threshold and of the one that is
+    best on dev, [2, 2], of each of the runs that has them."""
+    scores = [(run["test"], run["tuned"]["test"]) for run in runs if run["tuned"] and run["test"]]
+    names = "precision", "recall"
+    known = [both for both in scores if all(x.keys() >= set(names) for x in both)]
+    return [[[100 * x[name] for name in names] for x in both] for both in known]
 
 
 def read_pair(run, split, row):

@@ -6,6 +6,7 @@ import pandas as pd
 
 from evaluation import PATTERNS, RATIOS
 from inputs.files import printable
+from reporting.statistics import RESAMPLES
 
 
 def plain(text):
@@ -70,6 +71,8 @@ COMPARED = {
     "tuned": "Significance: differences with the shifted thresholds (test)",
     "fusion": "Significance: differences with fusion (test)",
     "patterns": "Significance: differences of Table 4 (dev)",
+    "equal": "Significance: differences of Table 4 with the shifted thresholds (dev)",
+    "ap": "Significance: differences in average precision (test)",
 }
 
 
@@ -77,7 +80,7 @@ def significance_table(found):
     smallest = [2.8 * row["f1"]["documents"] for row in found["test"]]
     text = (
         "An interval is over documents and seeds: its variance is that of a bootstrap over "
-        f"documents ({found['resamples']:,} resamples, seeds averaged) plus s²/n of the n seeds "
+        f"documents ({RESAMPLES:,} resamples, seeds averaged) plus s²/n of the n seeds "
         "that both have, of their differences or, where two runs of a seed are of different kinds "
         "of machine, of either loss (unpaired); with Student's t. With one seed it is over "
         "documents alone. pooled: with a deviation of the seeds that is the same for all "
@@ -94,7 +97,8 @@ def significance_table(found):
 
 
 def differences(rows):
-    names = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1"} | {x: x for x in RATIOS}
+    names = {"f1": "F1", "ign_f1": "Ign F1", "macro_f1": "macro F1", "ap": "AP"}
+    names |= {x: x for x in RATIOS}
     names = {key: name for key, name in names.items() if key in rows[0]}
     head = ["backbone", "loss", "against", "seeds"]
     for name in names.values():
@@ -185,6 +189,8 @@ def to_markdown(report, groups, paper):
             parts += runs_table(table)
         if found["significance"]:
             parts += significance_table(found["significance"])
+        for table in found["details"]:
+            parts += runs_table(table)
         parts += pictures(found["figures"])
         parts += [bullets(found["notes"])] if found["notes"] else []
     if report["table6"]:

@@ -9,6 +9,7 @@ from inputs.documents import read_predictions
 from inputs.files import InputError
 
 COMPARED_SCORES = "f1", "ign_f1", "macro_f1"
+RESAMPLES = 10_000
 
 
 def document_counts(predictions, truth, rel2id, train=()):
@@ -57,7 +58,7 @@ def drawn_documents(documents, resamples, seed=0):
     return np.vstack([np.ones(documents), drawn]).astype(np.uint16)
 
 
-def resampled_scores(counts, resamples=10_000, scores_of=scores_of_counts):
+def resampled_scores(counts, resamples=RESAMPLES, scores_of=scores_of_counts):
     """The scores of a run, and those of resamples of its documents, [1 + resamples, scores].
 
     counts: `document_counts` of the run, [documents, relations, 4], or other counts

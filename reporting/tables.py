@@ -5,14 +5,33 @@ column -> {mean, std (sample; None of one run), n} and, where the paper has the 
 Scores are in percent, patterns are numbers of pairs, shifts are in units of the score.
 """
 
+from functools import partial
+
 import msgspec
 import numpy as np
 import pandas as pd
 
 from engine.run_folder import FAULTS, PREDICTIONS, submission_file
-from evaluation import PATTERNS, RATIOS, named_facts, pattern_ratios
+from evaluation import (
+    PATTERNS,
+    RATIOS,
+    count_relations,
+    f1_score,
+    named_facts,
+    pattern_ratios,
+)
 from inputs.files import InputError
 from reporting.groups import SCORES
+from reporting.ranking import (
+    NEAR,
+    facts_a_pair,
+    facts_of_pairs,
+    local_precision,
+    patterns_at,
+    read_ranking,
+    resampled_precision,
+    shift_by_law,
+)
 from reporting.statistics import (
     COMPARED_SCORES,
     compare,
@@ -27,11 +46,13 @@ MICRO = {"F1": "test.f1", "Ign F1": "test.ign_f1"}
 MACRO = {"macro F1": "test.macro_f1", "macro Ign F1": "test.macro_ign_f1"}
 FALSE = {name: f"dev.{name}" for name in ("FP", "FN_CRK", "FN_IRK")}
 TABLE_4 = {name: f"dev.{name}" for name in RATIOS}
+SHIFTED = {name: f"tuned.dev.{name}" for name in (*FALSE, *RATIOS)}
 TUNED = {
-    "test F1": "test.f1",
-    "test F1, shifted": "tuned.test.f1",
-    "test Ign F1": "test.ign_f1",
-    "test Ign F1, shifted": "tuned.test.ign_f1",
+    "F1": "test.f1",
+    "ceiling": "tuned.test.f1",
+    "placement cost": "placement",
+    "Ign F1": "test.ign_f1",
+    "Ign F1, shifted": "tuned.test.ign_f1",
     "dev F1": "dev.f1",
     "dev F1, shifted": "tuned.dev.f1",
     "shift": "tuned.shift",
@@ -50,15 +71,16 @@ VARIANTS = MICRO | {x: f"test.{x}" for x in ("precision", "recall", "FN/F", "FN_
 def frame_of(group):
     """The runs of a group as a DataFrame, one a row: backbone, loss, seed, and the scores by their
     field of results.json, e.g. tuned.test.f1, in percent (numbers of pairs and the shift as they
-    are). NaN: the run does not have it."""
+    are); placement is what the learned threshold costs. NaN: the run does not have it."""
     parts = ("backbone", "loss", "seed", "dev", "test", "tuned", "fusion")
     runs = [run for runs in group["rows"].values() for run in runs]
     frame = pd.json_normalize([{name: run[name] for name in parts} for run in runs])
     splits = ("dev", "test", "tuned.dev", "tuned.test", "fusion.test")
     scores = [f"{split}.{score}" for split in splits for score in SCORES]
-    frame = frame.reindex(columns=[*parts[:3], *scores, *FALSE.values(), "tuned.shift"])
+    others = *FALSE.values(), *SHIFTED.values(), "tuned.shift"
+    frame = frame.reindex(columns=dict.fromkeys([*parts[:3], *scores, *others]))
     frame[scores] *= 100
-    return frame
+    return frame.assign(placement=frame["tuned.test.f1"] - frame["test.f1"])
 
 
 def measure(values):
@@ -141,8 +163,13 @@ def group_tables(runs, paper, of_paper):
         tables[2]["notes"] = [f"{loss}: {x['note']}" for loss, x in printed if "note" in x]
     tables = [table for table in tables if table["rows"]]
     if len(tuned):
-        title = "the threshold shifted to the best dev F1: a relation needs s_r > s_TH + shift"
+        title = (
+            "F1 = ceiling - placement cost; the ceiling is F1 with the threshold shifted to the "
+            "best dev F1: a relation needs s_r > s_TH + shift (test)"
+        )
         tables.append(make_table("Threshold", title, TUNED, tuned))
+        title = "the patterns with the threshold shifted so (dev)"
+        tables.append(make_table("Table 4 at equal thresholds", title, SHIFTED, tuned))
     if len(fused):
         title = "the document alone, and fused with its evidence (test)"
         tables.append(make_table("Evidence", title, EVIDENCE, fused))
@@ -198,40 +225,60 @@ def run_patterns(run):
     return counts
 
 
-def significance(group, references, splits, rel2id, resamples=10_000):
-    """Every loss against the reference loss of its backbone, HingeABL against all its losses, and
-    every backbone against ATLOP and its own plain form with the same loss, by the seeds that both
-    have: F1, Ign F1 and macro F1 of each of SUBMISSIONS, on dev the ratios of Table 4.
+# What is compared -> the names of its scores, their split, and how what was kept is resampled.
+RATIOS_OF = partial(resampled_scores, scores_of=pattern_ratios)
+COMPARED = {kind: (COMPARED_SCORES, "test", resampled_scores) for kind in SUBMISSIONS} | {
+    "patterns": (RATIOS, "dev", RATIOS_OF),
+    "equal": (RATIOS, "dev", lambda ranking: RATIOS_OF(patterns_at(ranking, ranking["shift"]))),
+    "ap": (("ap",), "test", resampled_precision),
+}
 
-    references: backbone -> loss; splits: "test" and, for Ign F1, "train" -> documents. Returns for
-    each of SUBMISSIONS and "patterns" a list of rows, with the values of `compare` in percent.
-    """
+
+def read_kept(group, splits):
+    """What the runs of a group kept of each of COMPARED, kind -> (backbone, loss) -> seed -> counts
+    or, of "equal" and "ap", `read_ranking` of dev and test; and notes on what cannot be read.
+    splits: "test" and, if there are any, "dev" and "train" -> documents."""
+    rel2id = group["classes"]
     facts = named_facts(splits["train"]) if "train" in splits else None
-    notes, scores = [], {kind: {} for kind in (*SUBMISSIONS, "patterns")}
+    gold = {split: facts_of_pairs(x, rel2id) for split, x in splits.items() if split != "train"}
+    readers = {
+        kind: partial(run_counts, kind=kind, truth=splits["test"], facts=facts, rel2id=rel2id)
+        for kind in SUBMISSIONS
+    } | {
+        "patterns": run_patterns,
+        "equal": lambda run: run["tuned"] and read_ranking(run, "dev", gold.get("dev")),
+        "ap": lambda run: read_ranking(run, "test", gold["test"]),
+    }
+    kept, notes = {kind: {} for kind in COMPARED}, []
     for row, run in ((row, run) for row, runs in group["rows"].items() for run in runs):
-        for kind, found in scores.items():
+        for kind, read in readers.items():
             try:
-                if kind == "patterns":
-                    counts, scores_of = run_patterns(run), pattern_ratios
-                else:
-                    counts = run_counts(run, kind, splits["test"], facts, rel2id)
-                    scores_of = scores_of_counts
-                if counts is not None:
-                    drawn = resampled_scores(counts, resamples, scores_of)
-                    found.setdefault(row, {})[run["seed"]] = drawn
+                if (x := read(run)) is not None:
+                    kept[kind].setdefault(row, {})[run["seed"]] = x
             except InputError as error:
                 notes.append(str(error))
+    return kept, notes
+
+
+def significance(group, references, splits):
+    """Every loss against the reference loss of its backbone, HingeABL against all its losses, and
+    every backbone against ATLOP and its own plain form with the same loss, by the seeds that both
+    have.
+
+    references: backbone -> loss; splits: see `read_kept`. Returns for each of COMPARED a list of
+    rows, with the values of `compare` in percent; and what the runs kept.
+    """
+    kept, notes = read_kept(group, splits)
     found = {}
-    for kind, x in scores.items():
-        split, names = ("dev", RATIOS) if kind == "patterns" else ("test", COMPARED_SCORES)
+    for kind, (names, split, resample) in COMPARED.items():
+        scores = {row: {s: resample(x) for s, x in own.items()} for row, own in kept[kind].items()}
         documents = group["data"][split]["documents"]
-        found[kind] = compared(x, group["rows"], references, documents, names)
-    if facts is None:
-        for row in (row for kind in SUBMISSIONS for row in found[kind]):
-            del row["ign_f1"]
+        found[kind] = compared(scores, group["rows"], references, documents, names)
+    for row in (row for kind in SUBMISSIONS for row in found[kind] if "train" not in splits):
+        del row["ign_f1"]
     for kind, name in {"test": "", "patterns": "patterns.json: "}.items():
-        notes += [name + note for note in not_compared(scores[kind], references)]
-    return found | {"resamples": resamples, "notes": notes}
+        notes += [name + note for note in not_compared(kept[kind], references)]
+    return found | {"notes": notes}, kept
 
 
 def compared(scores, runs, references, documents, names):
@@ -277,6 +324,69 @@ def not_compared(counts, references):
             reason = f"no seed with {reference}" if base else f"no runs of {reference}"
             notes.append(f"{loss} ({backbone}): {reason} to compare with")
     return notes
+
+
+# --- What needs the documents ------------------------------------------------------------------
+
+
+BANDS = {"top 10": (0, 10), "11 to 30": (10, 30), "31 to 60": (30, 60), "others": (60, None)}
+DETAILS = {  # table -> title, columns; a row has no cell empty in the first
+    "Frequency": (
+        "F1 of the relations by their rank in train, the one with most facts first (test)",
+        [f"{band}{kind}" for band in BANDS for kind in ("", ", shifted")],
+    ),
+    "Law": (
+        "the shift of the threshold that a calibrated loss needs, and the one found; precision "
+        f"among the {NEAR} entries above and the {NEAR} below a threshold (dev)",
+        ["shift by the law", "shift found", "F1 / 2", "local precision", "local, shifted"],
+    ),
+    "Ranking": (
+        "average precision by margin, and the related pairs that are ranked right (test)",
+        ["AP", "ranked right"],
+    ),
+}
+
+
+def detail_tables(group, splits, kept):
+    """The tables of DETAILS that there are runs for. splits: "train", "dev" and "test" ->
+    documents; kept: see `read_kept`."""
+    facts, classes = count_relations(splits["train"]), group["classes"]
+    order = sorted(classes, key=lambda r: (-facts[r], classes[r]))
+    order = [classes[r] for r in order if classes[r]]
+    dense = [facts_a_pair(splits[split]) for split in ("train", "dev")]
+    rows = []
+    for (backbone, loss), runs in group["rows"].items():
+        for run in runs:
+            own = {kind: x.get((backbone, loss), {}).get(run["seed"]) for kind, x in kept.items()}
+            row = {"backbone": backbone, "loss": loss, "seed": run["seed"]}
+            rows.append(row | run_details(run, own, order, dense))
+    frame = pd.DataFrame(rows).reindex(columns=[*row, *sum((x for _, x in DETAILS.values()), [])])
+    tables = (
+        make_table(name, title, {x: x for x in columns}, frame[frame[columns[0]].notna()])
+        for name, (title, columns) in DETAILS.items()
+    )
+    return [table for table in tables if table["rows"]]
+
+
+def run_details(run, kept, order, dense):
+    """The columns of DETAILS of a run, shares in percent. kept: what it kept, by kind of COMPARED;
+    order: class ids, the most frequent in train first; dense: see `shift_by_law`."""
+    found = {}
+    for kind, name in {"test": "", "tuned": ", shifted"}.items():
+        for band, (first, last) in BANDS.items() if kept[kind] is not None else ():
+            counts = kept[kind].sum(0)[order[first:last]].sum(0)
+            found[f"{band}{name}"] = 100 * f1_score(*counts[:3])
+    if run["tuned"]:
+        best, shift = run["tuned"]["dev"]["f1"], run["tuned"]["shift"]
+        law = shift_by_law(best, dense)
+        found |= {"shift by the law": law, "shift found": shift, "F1 / 2": 50 * best}
+    if kept["equal"]:
+        near = [100 * local_precision(kept["equal"], x) for x in (0, shift)]
+        found |= dict(zip(("local precision", "local, shifted"), near, strict=True))
+    if kept["ap"]:
+        found["AP"] = 100 * resampled_precision(kept["ap"], 0)[0, 0]
+        found["ranked right"] = 100 * kept["ap"]["ranked_right"].mean()
+    return found
 
 
 # --- Tables 5 and 6 ---------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Writes the tables of the pages anew: what stands between <!-- table: NAME --> and <!-- end -->.
+"""Writes the tables of the pages anew: what stands between <!-- table: NAME --> and <!-- end -->;
+and docs/thresholds.png.
 
     python scripts/make_tables.py            # after new runs in results/, or a change of TABLES
     python scripts/make_tables.py --check    # exit code 1 if a page is not current
 
-Scores come from the runs' results.json, differences and their intervals from report.json.
+Scores come from the runs' results.json, what needs the documents (intervals, F1 by frequency, the
+law behind the shift) from report.json.
 """
 
 import argparse
@@ -14,9 +16,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from losses import LOSSES
+from reporting import figures
+from reporting.groups import threshold_ends
 
 # A column is named by a score of KEYS or as results.json names it: "F1" is of test, "dev F1" of
-# dev, "shifted F1" of test with the threshold shifted to the best dev F1.
+# dev, "shifted F1", the ceiling, of test with the threshold shifted to the best dev F1, and
+# "shifted dev F1" of dev.
 KEYS = {
     "F1": "f1",
     "Ign F1": "ign_f1",
@@ -63,8 +71,10 @@ def score_text(column, runs):
         return runs[0]["commit"][:7]
     if column == "shift":
         return mean_text([run["tuned"]["shift"] for run in runs], "+.2f")
-    if split == "shifted":
-        runs, split = [run["tuned"] for run in runs], "test"
+    if column == "placement cost":
+        return mean_text([100 * (x["tuned"]["test"]["f1"] - x["test"]["f1"]) for x in runs], ".2f")
+    if split.startswith("shifted"):
+        runs, split = [run["tuned"] for run in runs], split[8:] or "test"
     values = [run[split][key] for run in runs]
     if key in ("FP", "FN_CRK", "FN_IRK"):
         return f"{statistics.mean(values):,.0f}"
@@ -73,7 +83,7 @@ def score_text(column, runs):
 
 def split_and_key(column):
     """dev Ign F1 -> dev, ign_f1"""
-    split, score = re.fullmatch("(?:(dev|shifted) )?(.*)", column).groups()
+    split, score = re.fullmatch("(?:(dev|shifted dev|shifted) )?(.*)", column).groups()
     return split or "test", KEYS.get(score, score)
 
 
@@ -89,7 +99,7 @@ def mean_text(values, form):
 def differences(folder, rows, columns):
     """HingeABL minus other losses, with 95 % intervals, as the report has them. A row is a loss, or
     BACKBONE/LOSS."""
-    (group,) = read(f"results/{folder}/report/report.json")["groups"]
+    group = group_of(folder)
     kinds = {"test": "test", "shifted": "tuned", "dev": "patterns"}
     for row in rows:
         *backbone, loss = row.replace("-", ":").split("/")
@@ -102,8 +112,28 @@ def differences(folder, rows, columns):
         yield cells
 
 
+def group_of(folder):
+    return read(f"results/{folder}/report/report.json")["groups"][0]
+
+
 def difference_text(x):
-    return f"{x['difference']:+.2f} ({x['low']:.2f} to {x['high']:.2f})"
+    pooled = "; pooled {:.2f} to {:.2f}".format(*x["pooled"]) if "pooled" in x else ""
+    return f"{x['difference']:+.2f} ({x['low']:.2f} to {x['high']:.2f}{pooled})"
+
+
+def details(folder, rows, columns):
+    """Of a report's tables that need the documents. A row is a loss, a column is one of any."""
+    for row in rows:
+        cells = {}
+        for table in group_of(folder)["details"]:
+            wanted = {"backbone": "atlop", "loss": row.replace("-", ":")}
+            (found,) = (x for x in table["rows"] if wanted.items() <= x.items())
+            cells |= found["cells"]
+        texts = []
+        for x in map(cells.get, columns):
+            spread = "" if x["std"] is None else f" ± {x['std']:.2f}"
+            texts.append(f"{x['mean']:.2f}{spread}")
+        yield texts
 
 
 def overtaking(folder, rows, _):
@@ -176,6 +206,22 @@ TABLES = [
 ]  # fmt: skip
 
 
+# The panels of docs/thresholds.png: title -> folder of results/, rows.
+PANELS = {
+    "MiniLM, 992 documents, 4,960 steps": ("redocred-992", OF_PAPER),
+    "MPNet, 992 documents, 2,480 steps": ("redocred-992-mpnet", "ATL HingeABL"),
+}
+
+
+def draw_thresholds():
+    groups = {
+        title: {row: threshold_ends(runs_of(folder, row)) for row in rows.split()}
+        for title, (folder, rows) in PANELS.items()
+    }
+    figure = figures.arrows(groups, figures.line_styles([*LOSSES]))
+    figure.savefig(ROOT / "docs/thresholds.png", dpi=150, bbox_inches="tight")
+
+
 def with_tables(page, text):
     """The text of a page with its tables as they are to be."""
     for of, name, make, folder, rows, columns in TABLES:
@@ -205,6 +251,8 @@ def main(argv=None):
             sys.exit(f"{page}: its tables are not current; python scripts/make_tables.py")
         if new != text:
             (ROOT / page).write_text(new, encoding="utf-8")
+    if not check:
+        draw_thresholds()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@
 #   OUT       default runs/table3-$RECIPE
 #   JOBS      runs at once, one thread each, the GPUs in turn; default 1. Several on a GPU share it
 #             through CUDA's MPS where that works
-# Flags given to this script go to every run. The first seed's runs keep their logits, for figures.
+# Flags given to this script go to every run: with --save_logits the report can draw Figure 1b, 1c.
 #   SEEDS="1 5" LOSSES="ATL HingeABL HingeABL:joint" RECIPE=minilm bash scripts/run_table3.sh
 # The margin sweep:
 #   LOSSES="HingeABL:m1 HingeABL:m3 HingeABL:m5 HingeABL:m7 HingeABL:m10" bash scripts/run_table3.sh
@@ -36,11 +36,8 @@ for label in sys.argv[1:]:
         flags.append(f"--{name} " + " ".join(map(str, values)))
     print(loss_label(loss, options).replace(":", "-"), *flags)
 ' ${LOSSES:-ATL balance_softmax AML AFL SAT MeanSAT HingeABL})" || exit 2
-first=
 for seed in $SEEDS; do
-  first="${first:-$seed}"
   while read -r name flags; do
-    [[ "$seed" != "$first" ]] || flags+=" --save_logits"
     # shellcheck disable=SC2086  # words without blanks
     add_run "$name" "$seed" $flags --tune_threshold
   done <<< "$LINES"

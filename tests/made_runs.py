@@ -8,9 +8,10 @@ import torch
 from conftest import REL2ID, read
 from test_evaluation import slow_pattern
 
+from engine.margins import write_margins
 from engine.options import Options
 from engine.scoring import predicted_facts
-from evaluation import PATTERNS, count_patterns, evaluate
+from evaluation import PATTERNS, count_patterns, evaluate, ranked_right
 from losses import decode, threshold_of
 from prepro import entity_pairs
 from utils import save_arrays
@@ -40,12 +41,14 @@ def patterns_of_documents(scores, labels, threshold, documents):
     return found
 
 
-def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, fused=False, **args):
+def write_run(
+    folder, data, loss="ATL", seed=1, logits=True, tuned=False, fused=False, margins=False, **args
+):
     """A run folder as train.py leaves it, of random scores that lean to what is right. Fused are
     other predictions here, those of a lower threshold."""
     folder.mkdir(parents=True)
     args = vars(Options()) | args
-    args |= {"loss_type": loss_type, "seed": seed, "data_dir": str(data), "precision": "fp32"}
+    args |= {"loss_type": loss, "seed": seed, "data_dir": str(data), "precision": "fp32"}
     args |= {"output_dir": str(folder), "rel2id": "meta/rel2id.json"}
     splits = {x: read(data / f"{x}_revised.json") for x in ("train", "dev", "test")}
     rng = np.random.default_rng([seed, *folder.name.encode()])
@@ -62,9 +65,9 @@ def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, f
         scores = torch.from_numpy(scores.astype(np.float32))
         features = [{"title": d["title"], "entity_pos": d["vertexSet"]} for d in truth]
         for shift, kind in ((0.0, ""), (0.25, "tuned" * tuned), (-0.25, "fusion" * fused)):
-            predicted = decode(scores, loss_type, 4, shift)
+            predicted = decode(scores, loss, 4, shift)
             submission = [fact for *_, fact in predicted_facts(predicted, features, REL2ID)]
-            threshold = threshold_of(scores, loss_type).numpy()
+            threshold = threshold_of(scores, loss).numpy()
             found = evaluate(submission, truth, splits["train"])
             found |= count_patterns(scores.numpy(), labels, threshold + shift)
             if kind:
@@ -79,6 +82,9 @@ def write_run(folder, data, loss_type="ATL", seed=1, logits=True, tuned=False, f
         if logits:
             arrays = {"logits": scores.numpy(), "labels": labels, "threshold": threshold}
             save_arrays(folder / f"{split}_logits.npz", arrays)
+        if margins:
+            above, right = scores.numpy() - threshold, ranked_right(scores.numpy(), labels)
+            write_margins(folder / f"{split}_margins.xz", above, labels, right)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "patterns.json").write_text(json.dumps(kept))
     records = [{"epoch": i, "step": 7 * i, "loss": 1 / i, "dev": results["dev"]} for i in (1, 2)]

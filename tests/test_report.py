@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -123,13 +124,15 @@ def test_variants_and_tuned_thresholds_have_tables(made):
     row = row_of(tables["Threshold"], "ATL")
     runs = [read(out.parent / f"runs/atl/seed{seed}/results.json") for seed in (1, 5)]
     assert row["seeds"] == [1, 5] and row["cells"]["shift"]["mean"] == 0.25
-    for column, path in {"test F1": ("test",), "test F1, shifted": ("tuned", "test")}.items():
-        values = []
-        for run in runs:
-            for name in path:
-                run = run[name]
-            values.append(100 * run["f1"])
-        assert row["cells"][column]["mean"] == pytest.approx(sum(values) / 2)
+    own, best = (
+        sum(50 * x["f1"] for x in xs)
+        for xs in zip(*((x["test"], x["tuned"]["test"]) for x in runs), strict=True)
+    )
+    expected = {"F1": own, "ceiling": best, "placement cost": best - own}
+    assert {x: row["cells"][x]["mean"] for x in expected} == pytest.approx(expected)
+    cells = row_of(tables["Table 4 at equal thresholds"], "ATL")["cells"]
+    assert cells["FN_IRK"]["mean"] == sum(x["tuned"]["dev"]["FN_IRK"] for x in runs) / 2
+    assert cells["FN/F"]["mean"] == pytest.approx(sum(50 * x["tuned"]["dev"]["FN/F"] for x in runs))
 
 
 def test_data_tables_on_the_real_dev_split():
@@ -239,6 +242,68 @@ def test_shifted_and_fused_scores_are_compared_too(made, data):
         fused = 100 * results["fusion"]["test"][name]
         assert cells[f"{column}, fused"]["mean"] == pytest.approx(fused)
     assert [x["backbone"] for x in table["rows"]] == ["atlop", "dreeam", taught]
+
+
+# --- What needs the documents -------------------------------------------------------------------
+
+
+def slow_ranking(folder, split):
+    """Margin as float16 and label of all relations of all pairs, the highest margin first; and of
+    each related pair whether it is ranked right."""
+    arrays = np.load(folder / f"{split}_logits.npz")
+    above, labels = arrays["logits"] - arrays["threshold"], arrays["labels"][:, 1:]
+    above = above[:, 1:].astype(np.float16)
+    rows = sorted(zip(above.ravel(), labels.ravel(), strict=True), key=lambda x: -x[0])
+    pairs = zip(arrays["logits"][:, 1:], labels, strict=True)
+    return rows, [min(x[y]) > max(x[~y]) for x, y in pairs if y.any()]
+
+
+def slow_precision(rows):
+    """Average precision; entries of one margin together."""
+    right, seen, total = 0, 0, 0
+    for _, equal in groupby(rows, key=lambda x: x[0]):
+        group = [y for _, y in equal]
+        right, seen = right + sum(group), seen + len(group)
+        total += sum(group) * right / seen
+    return total / right
+
+
+def test_the_ranking_of_runs(made):
+    out, found, _ = made
+    (table,) = (x for x in found["groups"][0]["details"] if x["name"] == "Ranking")
+    means = {}
+    for loss, name in {"HingeABL": "hinge-{}", "ATL": "atl/seed{}"}.items():
+        folders = (out.parent / "runs" / name.format(seed) for seed in (1, 5, 42))
+        rows, ranked = zip(*(slow_ranking(x, "test") for x in folders), strict=True)
+        means[loss] = 100 * np.mean([slow_precision(x) for x in rows])
+        cells = row_of(table, loss)["cells"]
+        assert cells["AP"]["mean"] == pytest.approx(means[loss])
+        assert cells["ranked right"]["mean"] == pytest.approx(100 * np.mean(ranked))
+    row = row_of(found["groups"][0]["significance"]["ap"], "HingeABL", against="ATL")["ap"]
+    assert row["difference"] == pytest.approx(means["HingeABL"] - means["ATL"])
+    assert row["low"] < row["difference"] < row["high"]
+
+
+def test_the_law_and_the_patterns_at_equal_thresholds(made, data):
+    out, found, _ = made
+    (table,) = (x for x in found["groups"][0]["details"] if x["name"] == "Law")
+    hinge, atl = (out.parent / f"runs/{x}" for x in ("hinge-5", "atl/seed5"))
+    tuned, other = (read(x / "results.json")["tuned"]["dev"] for x in (hinge, atl))
+    dense = [
+        sum(len(d["labels"]) for d in read(data / f"{split}_revised.json")) / pairs
+        for split, pairs in (("train", 90), ("dev", 120))
+    ]
+    half, cells = tuned["f1"] / 2, row_of(table, "HingeABL")["cells"]
+    law = math.log(half / (1 - half)) + math.log(dense[0] / dense[1])
+    assert cells["shift by the law"]["mean"] == pytest.approx(law)
+    rows, _ = slow_ranking(hinge, "dev")
+    for column, shift in {"local precision": 0, "local, shifted": 0.25}.items():
+        above = sum(x > shift for x, _ in rows)
+        near = [y for _, y in rows[max(above - 500, 0) : above + 500]]
+        assert cells[column]["mean"] == pytest.approx(100 * sum(near) / len(near))
+    row = row_of(found["groups"][0]["significance"]["equal"], "HingeABL", against="ATL")
+    for name in RATIOS:
+        assert row[name]["difference"] == pytest.approx(100 * (tuned[name] - other[name]))
 
 
 def test_names_are_no_markup():

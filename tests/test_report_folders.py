@@ -19,7 +19,7 @@ import report
 from inputs.files import InputError, run_main
 from losses import LOSSES, loss_label, read_label
 from reporting import figures
-from reporting.groups import find_runs, group_runs, read_curve
+from reporting.groups import find_runs, group_runs, read_curve, threshold_ends
 from reporting.tables import data_tables
 
 PAPER = read(ROOT / "meta/paper_results.json")
@@ -195,7 +195,6 @@ def test_runs_of_other_versions_have_other_scores(data, tmp_path):
     macro = {"mean": pytest.approx(100 * results[1]["test"]["macro_f1"]), "std": None, "n": 1}
     assert tables["Table 7"]["macro F1"].items() >= macro.items()
     assert tables["Table 4"]["FN/F"]["mean"] is None
-    assert "group1-atlop-patterns.png" in {x["file"].split("/")[1] for x in group["figures"]}
 
 
 def test_what_a_run_did_not_score_is_not_compared(data, tmp_path, no_figures):
@@ -287,9 +286,9 @@ def test_figures_exist_and_parse(made):
     shown = [x["file"] for x in found["groups"][0]["figures"] + found["figures"]]
     names = {file.split("/")[1].removesuffix(".png") for file in shown}
     assert names == {
-        *(f"group1-atlop-{x}" for x in ("curves", "patterns", "shift", "pair1", "pair2")),
-        *(f"group1-{x}-{y}" for x in ("docunet", "dreeam", "dreeam-evidence_weight-0.1")
-          for y in ("curves", "patterns")), "figure3", "appendix-e",
+        *(f"group1-atlop-{x}" for x in ("curves", "thresholds", "ranking", "pair1", "pair2")),
+        *(f"group1-{x}-curves" for x in ("docunet", "dreeam", "dreeam-evidence_weight-0.1")),
+        "figure3", "appendix-e",
     }  # fmt: skip
     for file in shown:
         assert f"]({file})" in markdown
@@ -321,6 +320,23 @@ def test_curves_have_what_the_runs_have():
     assert [list(x.get_ydata()) for x in precision.lines] == [[50, 50]] * 2
     assert not ranked.get_visible() and place.get_visible()
     assert [list(x.get_ydata()) for x in loss.lines] == [[1, 0.5]] * 2
+
+
+def test_an_arrow_leads_to_the_best_threshold(data, tmp_path):
+    """Runs without a tuned threshold have none."""
+    for seed, tuned in ((1, True), (5, True), (7, False)):
+        write_run(tmp_path / f"{seed}", data, seed=seed, tuned=tuned, logits=False)
+    (group,) = group_runs(find_runs(tmp_path, tmp_path / "out")[0])
+    ends = threshold_ends(group["rows"]["atlop", "ATL"])
+    figure = figures.arrows({"a": {"ATL": ends}}, figures.line_styles(["ATL"]))
+    (arrow,) = (x for x in figure.axes[0].texts if x.arrow_patch)
+    results = [read(tmp_path / f"{seed}/results.json") for seed in (1, 5)]
+    for point, of_run in (
+        (arrow.xyann, lambda x: x["test"]),
+        (arrow.xy, lambda x: x["tuned"]["test"]),
+    ):
+        means = [50 * sum(of_run(x)[name] for x in results) for name in ("recall", "precision")]
+        assert list(point) == pytest.approx(means)
 
 
 def test_pair_is_the_right_row(made, data):
