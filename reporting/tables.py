@@ -333,12 +333,12 @@ BANDS = {"top 10": (0, 10), "11 to 30": (10, 30), "31 to 60": (30, 60), "others"
 DETAILS = {  # table -> title, columns; a row has no cell empty in the first
     "Frequency": (
         "F1 of the relations by their rank in train, the one with most facts first (test)",
-        [f"{band}{kind}" for band in BANDS for kind in ("", ", shifted")],
+        [f"{band}{kind}" for band in BANDS for kind in ("", " shifted")],
     ),
     "Law": (
         "the shift of the threshold that a calibrated loss needs, and the one found; precision "
         f"among the {NEAR} entries above and the {NEAR} below a threshold (dev)",
-        ["shift by the law", "shift found", "F1 / 2", "local precision", "local, shifted"],
+        ["shift by the law", "shift found", "F1 / 2", "local precision", "local shifted"],
     ),
     "Ranking": (
         "average precision by margin, and the related pairs that are ranked right (test)",
@@ -372,7 +372,7 @@ def run_details(run, kept, order, dense):
     """The columns of DETAILS of a run, shares in percent. kept: what it kept, by kind of COMPARED;
     order: class ids, the most frequent in train first; dense: see `shift_by_law`."""
     found = {}
-    for kind, name in {"test": "", "tuned": ", shifted"}.items():
+    for kind, name in {"test": "", "tuned": " shifted"}.items():
         for band, (first, last) in BANDS.items() if kept[kind] is not None else ():
             counts = kept[kind].sum(0)[order[first:last]].sum(0)
             found[f"{band}{name}"] = 100 * f1_score(*counts[:3])
@@ -382,7 +382,7 @@ def run_details(run, kept, order, dense):
         found |= {"shift by the law": law, "shift found": shift, "F1 / 2": 50 * best}
     if kept["equal"]:
         near = [100 * local_precision(kept["equal"], x) for x in (0, shift)]
-        found |= dict(zip(("local precision", "local, shifted"), near, strict=True))
+        found |= dict(zip(("local precision", "local shifted"), near, strict=True))
     if kept["ap"]:
         found["AP"] = 100 * resampled_precision(kept["ap"], 0)[0, 0]
         found["ranked right"] = 100 * kept["ap"]["ranked_right"].mean()

@@ -297,7 +297,7 @@ def test_the_law_and_the_patterns_at_equal_thresholds(made, data):
     law = math.log(half / (1 - half)) + math.log(dense[0] / dense[1])
     assert cells["shift by the law"]["mean"] == pytest.approx(law)
     rows, _ = slow_ranking(hinge, "dev")
-    for column, shift in {"local precision": 0, "local, shifted": 0.25}.items():
+    for column, shift in {"local precision": 0, "local shifted": 0.25}.items():
         above = sum(x > shift for x, _ in rows)
         near = [y for _, y in rows[max(above - 500, 0) : above + 500]]
         assert cells[column]["mean"] == pytest.approx(100 * sum(near) / len(near))
