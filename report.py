@@ -150,13 +150,12 @@ def draw_group(group, rankings, pairs, pair_losses, draw):
         rows = {loss: runs for (b, loss), runs in group["rows"].items() if b == backbone}
         styles = figures.line_styles([*LOSSES, *(loss for loss in rows if loss not in LOSSES)])
         draw_training(backbone, rows, styles, draw, notes)
-        draw_thresholds(backbone, rows, styles, draw)
-        found = {
-            loss: list(map(curves, seeds.values()))
-            for (b, loss), seeds in rankings.items()
-            if b == backbone
-        }
-        if found:
+        ends = {loss: threshold_ends(runs) for loss, runs in rows.items()}
+        if ends := {loss: seeds for loss, seeds in ends.items() if seeds}:
+            caption = f"{backbone}: from the learned threshold to the one best on dev (test)"
+            draw(figures.arrows({backbone: ends}, styles), f"{backbone} thresholds", caption)
+        found = {loss: x for (b, loss), x in rankings.items() if b == backbone}
+        if found := {loss: list(map(curves, x.values())) for loss, x in found.items()}:
             caption = f"{backbone}: precision and recall, reliability (test); means of the seeds"
             draw(figures.ranking_curves(found, styles), f"{backbone} ranking", caption)
         for pair in pairs:
@@ -174,13 +173,6 @@ def draw_training(backbone, rows, styles, draw, notes):
     if found:
         caption = f"{backbone}: dev scores and training loss; mean and range of the seeds"
         draw(figures.training_curves(found, styles), f"{backbone} curves", caption)
-
-
-def draw_thresholds(backbone, rows, styles, draw):
-    ends = {loss: threshold_ends(runs) for loss, runs in rows.items()}
-    if ends := {loss: seeds for loss, seeds in ends.items() if seeds}:
-        caption = f"{backbone}: from the learned threshold to the one that is best on dev (test)"
-        draw(figures.arrows({backbone: ends}, styles), f"{backbone} thresholds", caption)
 
 
 def draw_pair(backbone, rows, pair, losses, classes, draw, notes):

@@ -30,17 +30,8 @@ STYLE = {
 matplotlib.rcParams.update(STYLE)
 COLOURS = "#000000 #23238e #d6b832 #1a7a3c #8a6fd1 #4db3d9 #9e1237 #e8761a #777777".split()
 COLOURS += ["#8c510a", "#c51b7d"]
-DASHES = [
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (5, 1, 1, 1, 1, 1)),
-    (0, (6, 3)),
-    (0, (12, 2)),
-    (0, (1, 1)),
-    (0, (4, 1)),
-]
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (6, 3))]
+DASHES += [(0, (12, 2)), (0, (1, 1)), (0, (4, 1))]
 MARKERS = "osD^vPX<*hp"
 
 
@@ -292,15 +283,8 @@ def draw_pair(panel, names, title, scores, threshold, labels):
     above = scores > threshold
     masks = labels, above & ~labels, ~above & ~labels
     for (label, mark), mask in zip(PAIR_MARKS.items(), masks, strict=True):
-        panel.scatter(
-            rank[mask],
-            scores[mask],
-            label=label,
-            zorder=3,
-            edgecolor="black",
-            linewidth=0.6,
-            **mark,
-        )
+        look = mark | {"label": label, "zorder": 3, "edgecolor": "black", "linewidth": 0.6}
+        panel.scatter(rank[mask], scores[mask], **look)
     panel.axhline(threshold, color="#c05000", linestyle="--")
     low, high = min(scores.min(), threshold), max(scores.max(), threshold)
     low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)

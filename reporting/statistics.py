@@ -82,8 +82,8 @@ def compare(first, second, documents, names=COMPARED_SCORES, paired=True, pooled
     paired, else of either loss; the interval is Student's, with Satterthwaite's degrees of freedom.
     With one seed it is over documents alone. pooled: see `pooled_variance`.
 
-    Returns for each name difference, low, high, p (two-sided), documents (the standard error over
-    documents alone) and, if pooled is given, the interval with it, a pair.
+    Returns for each name in percent difference, low, high, documents (the standard error over
+    documents alone) and, if pooled is given, the interval with it, a pair; and p, two-sided.
     """
     first, second = np.asarray(first), np.asarray(second)
     seeds, drawn = len(first), (first - second).mean(0)
@@ -96,6 +96,7 @@ def compare(first, second, documents, names=COMPARED_SCORES, paired=True, pooled
     if pooled:
         parts = [of_documents, (2 * pooled[0] / seeds, pooled[1])]
         found["pooled"] = np.stack(interval(drawn[0], parts)[:2], -1)
+    found = {k: x if k == "p" else 100 * x for k, x in found.items()}
     return {name: {k: x[i].tolist() for k, x in found.items()} for i, name in enumerate(names)}
 
 

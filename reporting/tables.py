@@ -21,17 +21,8 @@ from evaluation import (
     pattern_ratios,
 )
 from inputs.files import InputError
+from reporting import ranking
 from reporting.groups import SCORES
-from reporting.ranking import (
-    NEAR,
-    facts_a_pair,
-    facts_of_pairs,
-    local_precision,
-    patterns_at,
-    read_ranking,
-    resampled_precision,
-    shift_by_law,
-)
 from reporting.statistics import (
     COMPARED_SCORES,
     compare,
@@ -229,8 +220,8 @@ def run_patterns(run):
 RATIOS_OF = partial(resampled_scores, scores_of=pattern_ratios)
 COMPARED = {kind: (COMPARED_SCORES, "test", resampled_scores) for kind in SUBMISSIONS} | {
     "patterns": (RATIOS, "dev", RATIOS_OF),
-    "equal": (RATIOS, "dev", lambda ranking: RATIOS_OF(patterns_at(ranking, ranking["shift"]))),
-    "ap": (("ap",), "test", resampled_precision),
+    "equal": (RATIOS, "dev", lambda x: RATIOS_OF(ranking.patterns_at(x, x["shift"]))),
+    "ap": (("ap",), "test", ranking.resampled_precision),
 }
 
 
@@ -240,14 +231,16 @@ def read_kept(group, splits):
     splits: "test" and, if there are any, "dev" and "train" -> documents."""
     rel2id = group["classes"]
     facts = named_facts(splits["train"]) if "train" in splits else None
-    gold = {split: facts_of_pairs(x, rel2id) for split, x in splits.items() if split != "train"}
+    gold = {
+        split: ranking.facts_of_pairs(x, rel2id) for split, x in splits.items() if split != "train"
+    }
     readers = {
         kind: partial(run_counts, kind=kind, truth=splits["test"], facts=facts, rel2id=rel2id)
         for kind in SUBMISSIONS
     } | {
         "patterns": run_patterns,
-        "equal": lambda run: run["tuned"] and read_ranking(run, "dev", gold.get("dev")),
-        "ap": lambda run: read_ranking(run, "test", gold["test"]),
+        "equal": lambda run: run["tuned"] and ranking.read_ranking(run, "dev", gold.get("dev")),
+        "ap": lambda run: ranking.read_ranking(run, "test", gold["test"]),
     }
     kept, notes = {kind: {} for kind in COMPARED}, []
     for row, run in ((row, run) for row, runs in group["rows"].items() for run in runs):
@@ -266,7 +259,7 @@ def significance(group, references, splits):
     have.
 
     references: backbone -> loss; splits: see `read_kept`. Returns for each of COMPARED a list of
-    rows, with the values of `compare` in percent; and what the runs kept.
+    rows, with the values of `compare`; and what the runs kept.
     """
     kept, notes = read_kept(group, splits)
     found = {}
@@ -306,12 +299,8 @@ def compared(scores, runs, references, documents, names):
             found = compare(*pair, documents, names, paired, few)
             against = other[1] if other[0] == backbone else other[0]
             rows.append({"backbone": backbone, "loss": loss, "against": against, "seeds": seeds})
-            rows[-1] |= {"paired": paired} | {name: in_percent(x) for name, x in found.items()}
+            rows[-1] |= {"paired": paired} | found
     return rows
-
-
-def in_percent(x):
-    return {k: x if k == "p" else (100 * np.array(x)).tolist() for k, x in x.items()}
 
 
 def not_compared(counts, references):
@@ -329,15 +318,16 @@ def not_compared(counts, references):
 # --- What needs the documents ------------------------------------------------------------------
 
 
-BANDS = {"top 10": (0, 10), "11 to 30": (10, 30), "31 to 60": (30, 60), "others": (60, None)}
-DETAILS = {  # table -> title, columns; a row has no cell empty in the first
+BANDS = {"top 10": slice(10), "11 to 30": slice(10, 30), "31 to 60": slice(30, 60)}
+BANDS["others"] = slice(60, None)
+DETAILS = {  # table -> title, columns
     "Frequency": (
         "F1 of the relations by their rank in train, the one with most facts first (test)",
         [f"{band}{kind}" for band in BANDS for kind in ("", " shifted")],
     ),
     "Law": (
         "the shift of the threshold that a calibrated loss needs, and the one found; precision "
-        f"among the {NEAR} entries above and the {NEAR} below a threshold (dev)",
+        f"among the {ranking.NEAR} entries above and the {ranking.NEAR} below a threshold (dev)",
         ["shift by the law", "shift found", "F1 / 2", "local precision", "local shifted"],
     ),
     "Ranking": (
@@ -353,19 +343,18 @@ def detail_tables(group, splits, kept):
     facts, classes = count_relations(splits["train"]), group["classes"]
     order = sorted(classes, key=lambda r: (-facts[r], classes[r]))
     order = [classes[r] for r in order if classes[r]]
-    dense = [facts_a_pair(splits[split]) for split in ("train", "dev")]
-    rows = []
-    for (backbone, loss), runs in group["rows"].items():
-        for run in runs:
-            own = {kind: x.get((backbone, loss), {}).get(run["seed"]) for kind, x in kept.items()}
-            row = {"backbone": backbone, "loss": loss, "seed": run["seed"]}
-            rows.append(row | run_details(run, own, order, dense))
-    frame = pd.DataFrame(rows).reindex(columns=[*row, *sum((x for _, x in DETAILS.values()), [])])
-    tables = (
-        make_table(name, title, {x: x for x in columns}, frame[frame[columns[0]].notna()])
-        for name, (title, columns) in DETAILS.items()
-    )
-    return [table for table in tables if table["rows"]]
+    dense = [ranking.facts_a_pair(splits[split]) for split in ("train", "dev")]
+    rows, tables = [], []
+    for row, run in ((row, run) for row, runs in group["rows"].items() for run in runs):
+        own = {kind: x.get(row, {}).get(run["seed"]) for kind, x in kept.items()}
+        rows.append({name: run[name] for name in ("backbone", "loss", "seed")})
+        rows[-1] |= run_details(run, own, order, dense)
+    frame = pd.DataFrame(rows)
+    for name, (title, columns) in DETAILS.items():
+        if known := {x: x for x in columns if x in frame}:
+            chosen = frame[frame[[*known]].notna().any(axis=1)]
+            tables.append(make_table(name, title, known, chosen))
+    return tables
 
 
 def run_details(run, kept, order, dense):
@@ -373,18 +362,19 @@ def run_details(run, kept, order, dense):
     order: class ids, the most frequent in train first; dense: see `shift_by_law`."""
     found = {}
     for kind, name in {"test": "", "tuned": " shifted"}.items():
-        for band, (first, last) in BANDS.items() if kept[kind] is not None else ():
-            counts = kept[kind].sum(0)[order[first:last]].sum(0)
-            found[f"{band}{name}"] = 100 * f1_score(*counts[:3])
+        for band, chosen in BANDS.items() if kept[kind] is not None else ():
+            if order[chosen]:
+                counts = kept[kind].sum(0)[order[chosen]].sum(0)
+                found[f"{band}{name}"] = 100 * f1_score(*counts[:3])
     if run["tuned"]:
         best, shift = run["tuned"]["dev"]["f1"], run["tuned"]["shift"]
-        law = shift_by_law(best, dense)
+        law = ranking.shift_by_law(best, dense)
         found |= {"shift by the law": law, "shift found": shift, "F1 / 2": 50 * best}
     if kept["equal"]:
-        near = [100 * local_precision(kept["equal"], x) for x in (0, shift)]
-        found |= dict(zip(("local precision", "local shifted"), near, strict=True))
+        found["local precision"] = 100 * ranking.local_precision(kept["equal"], 0)
+        found["local shifted"] = 100 * ranking.local_precision(kept["equal"], shift)
     if kept["ap"]:
-        found["AP"] = 100 * resampled_precision(kept["ap"], 0)[0, 0]
+        found["AP"] = 100 * ranking.resampled_precision(kept["ap"], 0)[0, 0]
         found["ranked right"] = 100 * kept["ap"]["ranked_right"].mean()
     return found
 

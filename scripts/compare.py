@@ -83,7 +83,7 @@ def main(argv=None):
         columns += ["difference", "low", "high", "p"]
         drawn = [list(map(resampled_scores, side)) for side in sides]
         for name, found in compare(*drawn, len(truth)).items():
-            scores[name] += [100 * found[x] for x in columns[2:5]] + [found["p"]]
+            scores[name] += [found[x] for x in columns[2:]]
     relations = relation_rows(rel2id, *sides)
     table = [[name, *values] for name, values in scores.items()]
     print(tabulate(table, ["", *columns], "github", floatfmt=[".2f"] * 6 + [".4f"]))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from losses import LOSSES
 from reporting import figures, tables
 from reporting.groups import threshold_ends
+from reporting.markdown import cell_text
 
 # A column is named by a score of KEYS or as results.json names it: "F1" is of test, "dev F1" of
 # dev, "shifted F1", the ceiling, of test with the threshold shifted to the best dev F1, and
@@ -130,17 +131,12 @@ def difference_text(x):
 
 def details(folder, rows, columns):
     """Of a report's tables that need the documents. A row is a loss, a column is one of any."""
+    found = {}
+    for row in (row for table in group_of(folder)["details"] for row in table["rows"]):
+        found.setdefault((row["backbone"], row["loss"]), {}).update(row["cells"])
     for row in rows:
-        cells = {}
-        for table in group_of(folder)["details"]:
-            wanted = {"backbone": "atlop", "loss": row.replace("-", ":")}
-            (found,) = (x for x in table["rows"] if wanted.items() <= x.items())
-            cells |= found["cells"]
-        texts = []
-        for x in map(cells.get, columns):
-            spread = "" if x["std"] is None else f" ± {x['std']:.2f}"
-            texts.append(f"{x['mean']:.2f}{spread}")
-        yield texts
+        cells = found["atlop", row.replace("-", ":")]
+        yield [cell_text(cells[column], column, cells[column]["n"]) for column in columns]
 
 
 def overtaking(folder, rows, _):

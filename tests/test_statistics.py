@@ -42,7 +42,7 @@ def test_an_interval_over_documents_is_that_of_normal_theory():
     rng = np.random.default_rng(1)
     first, second = rng.random((2, 1, 2000)) < [[[0.53]], [[0.5]]]
     found = compared(counts_of(first.astype(int)), counts_of(second.astype(int)))["f1"]
-    (difference,) = first.astype(float) - second  # per document, of one seed
+    (difference,) = 100 * (first.astype(float) - second)  # per document, of one seed
     error = difference.std() / math.sqrt(2000)
     assert found["difference"] == pytest.approx(difference.mean())
     assert found["documents"] == pytest.approx(error, rel=0.02)
@@ -57,7 +57,7 @@ def test_equal_runs_do_not_differ():
     expected = {"difference": 0, "low": 0, "high": 0, "p": 1, "documents": 0}
     assert same["f1"] == same["macro_f1"] == pytest.approx(expected)
     sure = compared(counts_of([[1, 1]]), counts_of([[0, 0]]))["f1"]
-    assert (sure["low"], sure["high"]) == (1, 1) and sure["p"] < 1e-6
+    assert (sure["low"], sure["high"]) == (100, 100) and sure["p"] < 1e-6
 
 
 def test_the_scores_of_resampled_documents():
@@ -111,11 +111,11 @@ def test_variance_of_seeds_and_documents():
         for kind, of_seeds in shared.items():
             variance = sum(x for x, _ in [documents, *of_seeds])
             freedom = variance**2 / sum(x**2 / n for x, n in [documents, *of_seeds])
-            half = student(0, freedom)[1] * math.sqrt(variance)
-            middle = seeds[0].mean() - seeds[1].mean()
+            half = 100 * student(0, freedom)[1] * math.sqrt(variance)
+            middle = 100 * (seeds[0].mean() - seeds[1].mean())
             low_high = found["pooled"] if kind == "pooled" else [found["low"], found["high"]]
             assert low_high == pytest.approx([middle - half, middle + half]), (paired, kind)
-        assert found["documents"] == pytest.approx(math.sqrt(documents[0]))
+        assert found["documents"] == pytest.approx(100 * math.sqrt(documents[0]))
 
 
 def slow_predictions(scores, loss_type, num_labels, shift):
