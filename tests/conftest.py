@@ -267,8 +267,9 @@ def made(data, tmp_path_factory):
 
     root = tmp_path_factory.mktemp("made")
     for seed in (1, 5, 42):
-        write_run(root / f"runs/atl/seed{seed}", data, "ATL", seed, tuned=seed < 40, margins=True)
-        more = {"tuned": seed == 5, "fused": True, "margins": True}
+        more = {"tuned": seed < 40, "margins": True, "device": "cpu" if seed < 40 else "cuda"}
+        write_run(root / f"runs/atl/seed{seed}", data, "ATL", seed, **more)
+        more = {"tuned": seed == 5, "fused": True, "margins": True, "device": "cpu"}
         write_run(root / f"runs/hinge-{seed}", data, "HingeABL", seed, **more)
     write_run(root / "runs/joint", data, "HingeABL", 5, hinge_norm="joint", logits=False)
     write_run(root / "runs/m3", data, "HingeABL", 66, margin=3.0, logits=False)

@@ -52,7 +52,7 @@ def write_run(
     args |= {"output_dir": str(folder), "rel2id": "meta/rel2id.json"}
     splits = {x: read(data / f"{x}_revised.json") for x in ("train", "dev", "test")}
     rng = np.random.default_rng([seed, *folder.name.encode()])
-    results, kept = {"args": args, "data": {}}, {}
+    results, kept = {"args": args, "data": {}, "device": args["device"]}, {}
     for split, documents in splits.items():
         file = data / f"{split}_revised.json"
         sha256 = subprocess.run(["sha256sum", file], capture_output=True, text=True).stdout[:64]

@@ -15,7 +15,14 @@ import report
 from evaluation import RATIOS, evaluate
 from inputs.documents import read_documents
 from reporting.markdown import plain
-from reporting.statistics import COMPARED_SCORES, document_counts, scores_of_counts
+from reporting.ranking import EDGES, RECALLS, curves, facts_of_pairs, read_ranking
+from reporting.statistics import (
+    COMPARED_SCORES,
+    compare,
+    document_counts,
+    resampled_scores,
+    scores_of_counts,
+)
 from reporting.tables import data_tables, document_sizes
 
 PAPER = read(ROOT / "meta/paper_results.json")
@@ -175,22 +182,29 @@ def test_significance_in_the_report(made, data):
     # HingeABL is compared with all losses that share a seed with it.
     assert row_of(compared["test"], "HingeABL", against="HingeABL:joint")["seeds"] == [5]
     truth, facts = (read(data / f"{x}_revised.json") for x in ("test", "train"))
-    means, folders_of = {}, {}
+    means, folders_of, drawn = {}, {}, []
     for name in ("hinge-{}", "atl/seed{}"):
         folders = folders_of[name] = [
             out.parent / "runs" / name.format(seed) for seed in (1, 5, 42)
         ]
         scores = [evaluate(read(x / "predictions.json"), truth, facts) for x in folders]
         means[name] = {k: np.mean([x[k] for x in scores]) for k in COMPARED_SCORES}
-        counts = document_counts(read(folders[0] / "predictions.json"), truth, REL2ID, facts)
-        assert counts[..., 3].sum() > 0
+        counts = [
+            document_counts(read(x / "predictions.json"), truth, REL2ID, facts) for x in folders
+        ]
+        assert counts[0][..., 3].sum() > 0
         expected = [scores[0][name] for name in COMPARED_SCORES]
-        assert scores_of_counts(counts.sum(0)) == pytest.approx(expected)
+        assert scores_of_counts(counts[0].sum(0)) == pytest.approx(expected)
+        drawn.append(list(map(resampled_scores, counts)))
+    # The runs of seed 42 are of two kinds of machine.
+    unpaired = compare(*drawn, len(truth), paired=False)["macro_f1"]
+    for x in ("low", "high", "p"):
+        assert row["macro_f1"][x] == pytest.approx(unpaired[x])
     for score in COMPARED_SCORES:
         difference = 100 * (means["hinge-{}"][score] - means["atl/seed{}"][score])
         assert row[score]["difference"] == pytest.approx(difference)
         assert row[score]["low"] <= difference <= row[score]["high"]
-    text = f"| atlop | HingeABL | ATL | 1, 5, 42 | {row['f1']['difference']:+.2f} | "
+    text = f"| atlop | HingeABL | ATL | 1, 5, 42 (unpaired) | {row['f1']['difference']:+.2f} | "
     text += f"{row['f1']['low']:+.2f} to {row['f1']['high']:+.2f} (pooled: "
     assert text + "{:+.2f} to {:+.2f}) |".format(*row["f1"]["pooled"]) in markdown
     assert "| HingeABL:joint | 5 (documents alone) |" in markdown
@@ -282,6 +296,23 @@ def test_the_ranking_of_runs(made):
     row = row_of(found["groups"][0]["significance"]["ap"], "HingeABL", against="ATL")["ap"]
     assert row["difference"] == pytest.approx(means["HingeABL"] - means["ATL"])
     assert row["low"] < row["difference"] < row["high"]
+
+
+def test_the_curves_of_a_run(made, data):
+    folder = made[0].parent / "runs/hinge-1"
+    gold = facts_of_pairs(read(data / "test_revised.json"), REL2ID)
+    run = {"folder": folder, "classes": REL2ID, "tuned": None}
+    precision, share = curves(read_ranking(run, "test", gold))
+    rows, _ = slow_ranking(folder, "test")
+    right = np.cumsum([y for _, y in rows])
+    for i in (10, 60):  # between the two entries with which recall passes RECALLS[i]
+        passed = np.searchsorted(right, RECALLS[i] * right[-1])
+        ends = [right[k] / (k + 1) for k in (passed - 1, passed)]
+        assert min(ends) - 0.01 <= precision[i] <= max(ends) + 0.01, i
+    for i in (10, 16):
+        near = [y for x, y in rows if EDGES[i] <= x < EDGES[i + 1]]
+        assert share[i] == pytest.approx(sum(near) / len(near)) and len(near) >= 50
+    assert np.isnan(share[-1])  # too few
 
 
 def test_the_law_and_the_patterns_at_equal_thresholds(made, data):
