@@ -14,6 +14,7 @@ from test_evaluation import f1_of, slow_pattern
 import report
 from evaluation import RATIOS, evaluate
 from inputs.documents import read_documents
+from inputs.files import InputError
 from reporting.markdown import plain
 from reporting.ranking import EDGES, RECALLS, curves, facts_of_pairs, read_ranking
 from reporting.statistics import (
@@ -313,6 +314,8 @@ def test_the_curves_of_a_run(made, data):
         near = [y for x, y in rows if EDGES[i] <= x < EDGES[i + 1]]
         assert share[i] == pytest.approx(sum(near) / len(near)) and len(near) >= 50
     assert np.isnan(share[-1])  # too few
+    with pytest.raises(InputError, match="dev_margins.xz: not of the documents of dev"):
+        read_ranking(run, "dev", gold)
 
 
 def test_the_law_and_the_patterns_at_equal_thresholds(made, data):
