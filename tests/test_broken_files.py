@@ -182,15 +182,15 @@ def test_broken_logits_are_one_line(tmp_path, name):
 def test_a_report_notes_the_broken_files_of_a_run(data, tmp_path, monkeypatch):
     """And reads none outside the data folder that a results.json may name."""
     monkeypatch.setattr(report, "figures", Mock())  # drawing takes most of a report's time
-    run, runs, broken = write_run(tmp_path / "sound", data), tmp_path / "runs", []
+    run, runs, broken = write_run(tmp_path / "sound", data, tuned=True), tmp_path / "runs", []
     shutil.copytree(run, runs / "sound")
     (tmp_path / "outside.json").write_text("secret")
     for seed, (name, content) in enumerate(
         [
             ("metrics.jsonl", b'{"step": 1}'),
             ("metrics.jsonl", b"\xff\xfe"),
-            ("test_logits.npz", LOGITS["cut"]),
-            ("test_logits.npz", LOGITS["code"]),
+            ("test_margins.xz", b"{}"),
+            ("dev_margins.xz", b""),
             ("predictions.json", b"[{"),
             ("predictions.json", b"null"),
         ],
@@ -208,4 +208,3 @@ def test_a_report_notes_the_broken_files_of_a_run(data, tmp_path, monkeypatch):
     for path in broken:
         assert any(path in note for note in notes), path
     assert not found["left_out"] and "secret" not in (tmp_path / "out/report.md").read_text()
-    assert not Payload.ran
