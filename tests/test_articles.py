@@ -1,8 +1,10 @@
 """docs/articles: marks and texts belong together, and the page's counts are theirs."""
 
+import score_by_name
 from conftest import ROOT
 
 from inputs.documents import read_documents
+from inputs.files import write_json
 from inputs.spacy_documents import LONGEST, read_text
 
 FOLDER = ROOT / "docs/articles"
@@ -81,3 +83,28 @@ def test_the_page_counts_right():
     assert f"| all | {' | '.join(f'{x:,}' for x in totals)} {share} |" in page
     relations = {x["r"] for document in articles() for x in document["labels"]}
     assert f"{len(relations)} different relations" in page
+
+
+def test_relations_are_scored_by_the_names_of_their_entities(tmp_path, capsys):
+    """Two right (one of them by another mention's name, and found twice), one wrong, and one with
+    an entity that is not marked."""
+    document = articles()[0]
+    first, second = document["labels"][:2]
+
+    def found(label, name=None):
+        ends = {}
+        for end, key in ("head", "h"), ("tail", "t"):
+            last = document["vertexSet"][label[key]][-1]["name"].upper()
+            ends[end] = {"name": last, "mentions": [{"name": last}]}
+        if name:
+            ends["tail"] = {"name": name, "mentions": [{"name": name}]}
+        return {**ends, "relation": label["r"]}
+
+    relations = [found(first), found(first), found(second), found(first | {"r": "P1"})]
+    relations.append(found(first, "Nobody"))
+    write_json(tmp_path / "found.json", [{"title": document["title"], "relations": relations}])
+    truth = str(FOLDER / "articles.json")
+    score_by_name.main(["--pred", str(tmp_path / "found.json"), "--truth", truth])
+    assert capsys.readouterr().out == (
+        "4 found, 260 in the truth, 2 right\nprecision 50.0, recall 0.8, F1 1.5\n"
+    )

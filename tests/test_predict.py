@@ -273,10 +273,9 @@ def test_shares_are_of_the_attention_that_makes_the_context_also_over_several_wi
         every = torch.eye(seen["tokens"].shape[1], dtype=torch.float64).expand(2, -1, -1)
         q = sentence_attention(seen["attention"], every, batch["pairs"], 1e-5)
         contexts = localized_contexts(seen["tokens"], seen["attention"])
-    doc, place = place_of(batch["pairs"], seen["attention"].shape[1])
-    assert torch.allclose(
-        (q[:, None] @ seen["tokens"][doc])[:, 0], contexts[doc, place], atol=1e-12
-    )
+    expected = contexts.flatten(0, 1)[place_of(batch["pairs"], seen["attention"].shape[1])]
+    tokens = seen["tokens"][batch["pairs"][:, 0]]
+    assert torch.allclose((q[:, None] @ tokens)[:, 0], expected, atol=1e-12)
     total = q.sum(1)  # 0 where no window holds both
     assert ((total == 0) | (0.9 < total)).all() and (total < 1).all() and (total > 0).any()
 

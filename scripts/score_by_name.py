@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Precision, recall and F1 of what predict.py found, with entities told apart by their names, so
+also for raw text, whose entities a pipeline found.
+
+    python predict.py --model runs/my --ner en_core_web_md --text docs/articles/*.txt --output found.json
+    python scripts/score_by_name.py --pred found.json --truth docs/articles/articles.json
+
+A found entity is the first of the document's entities that has a mention of the same name (case
+aside). A relation with an entity that is none of them is wrong.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from inputs.documents import read_documents
+from inputs.files import InputError, read_json, run_main
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pred", required=True, help="what predict.py wrote, JSON")
+    parser.add_argument("--truth", required=True, help="the same documents with labels")
+    args = parser.parse_args(argv)
+    documents = read_documents(args.truth)
+    truth = {document["title"]: document for document in documents}
+    found, gold = set(), set()
+    for title, document in truth.items():
+        gold |= {(title, x["h"], x["r"], x["t"]) for x in document["labels"]}
+    for record in read_json(args.pred):
+        if record["title"] not in truth:
+            raise InputError(f"{args.pred}: {record['title']} is no document of {args.truth}")
+        entities = truth[record["title"]]["vertexSet"]
+        for x in record["relations"]:
+            head, tail = (place(x[end], entities) for end in ("head", "tail"))
+            found.add((record["title"], head, x["relation"], tail))
+    right = len(found & gold)
+    precision, recall = right / max(len(found), 1), right / max(len(gold), 1)
+    f1 = 2 * right / max(len(found) + len(gold), 1)
+    print(f"{len(found)} found, {len(gold)} in the truth, {right} right")
+    print(f"precision {100 * precision:.1f}, recall {100 * recall:.1f}, F1 {100 * f1:.1f}")
+
+
+def place(entity, entities):
+    """The index of the entity that has one of these names, else the found entity's own name."""
+    names = {mention["name"].casefold() for mention in entity["mentions"]}
+    for i, mentions in enumerate(entities):
+        if names & {mention["name"].casefold() for mention in mentions}:
+            return i
+    return entity["name"]
+
+
+if __name__ == "__main__":
+    run_main(main)
