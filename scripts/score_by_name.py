@@ -2,8 +2,8 @@
 """Precision, recall and F1 of what predict.py found, with entities told apart by their names, so
 also for raw text, whose entities a pipeline found.
 
-    python predict.py --model runs/my --ner en_core_web_md --text docs/articles/*.txt --output found.json
-    python scripts/score_by_name.py --pred found.json --truth docs/articles/articles.json
+    python predict.py --model runs/my --ner en_core_web_md --text my/*.txt --output found.json
+    python scripts/score_by_name.py --pred found.json --truth my/documents.json
 
 A found entity is the first of the document's entities that has a mention of the same name (case
 aside). A relation with an entity that is none of them is wrong.
