@@ -83,8 +83,8 @@ class DocREModel(PreTrainedModel):
 
     DocREModel(config) makes an object of the subclass that config.backbone names. encoder: a
     transformers encoder (`encoders.loading.build_encoder`), None: a new one from config.encoder.
-    context_size: width of a pair's context, None: d. Raises
-    ValueError for an unknown backbone and for sizes that do not fit together.
+    context_size: width of a pair's context, None: d. Raises ValueError
+    for an unknown backbone and for sizes that do not fit together.
     """
 
     config_class = DocREConfig
@@ -256,7 +256,7 @@ def entity_embeddings(tokens, mention_pos, entity_mentions):
     """logsumexp over each entity's mentions, [B, E, d] in float32; zeros without a mention."""
     mentions = at_least_float32(at_mentions(tokens, mention_pos))  # [B, R, d]
     # Against overflow the entity's maximum is subtracted before exp. The sums are matrix products
-    # with entity_mentions, because atomic adds on a GPU would differ from run to run.
+    # with entity_mentions.
     owner = entity_mentions.to(torch.uint8).argmax(1)[:, :, None].expand_as(mentions)
     is_padding = ~entity_mentions.any(1)[:, :, None]
     top = mentions.new_full((*entity_mentions.shape[:2], mentions.shape[2]), -torch.inf)

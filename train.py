@@ -101,7 +101,7 @@ def train(args, data, predictor, folder, log):
     replica = distributed.replicate(model)
     forward = fit.CastOnce(model) if replica is model else replica
     steps_per_epoch = len(features) // (args.train_batch_size * args.gradient_accumulation_steps)
-    num_steps = args.max_steps if args.max_steps > 0 else steps_per_epoch * args.num_train_epochs
+    num_steps = args.max_steps or steps_per_epoch * args.num_train_epochs
     optimizer = fit.make_optimizer(
         model,
         learning_rate=args.learning_rate,

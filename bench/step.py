@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -102,7 +103,9 @@ def measure(backbone, args):
     found["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     with torch.profiler.profile() as profile:
         step()
-    kernels = [x for x in profile.events() if x.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [
+        x for x in profile.events() if x.device_type == DeviceType.CUDA and not x.is_user_annotation
+    ]
     busy = sum(x.time_range.elapsed_us() for x in kernels) / 1e6
     return found | {"kernels": len(kernels), "busy": busy}
 

@@ -45,11 +45,10 @@ def encode_windows(encoder, input_ids, attention_mask, mention_pos, cpu_kernels=
     num_layers = min(num_layers, encoder.config.num_hidden_layers)
     if not computes_attention(encoder.config):
         output = run_encoder(encoder, input_ids, attention_mask, num_layers, output_attentions=True)
-        attention = [
-            relative.at_mentions(x.transpose(1, 2), mention_pos)
-            for x in output.attentions[-num_layers:]
-        ]
-        return last_hidden(encoder, output, num_layers), at_least_float32(mean(attention))
+        attention = mean(output.attentions[-num_layers:])  # [W, heads, T, T]
+        index = mention_pos[:, :, None, None].expand(-1, -1, *attention.shape[1::2])
+        attention = attention.transpose(1, 2).gather(1, index)
+        return last_hidden(encoder, output, num_layers), at_least_float32(attention)
     is_unpadded = cpu_kernels and supports(encoder.config) and input_ids.device.type == "cpu"
     run = unpadded if is_unpadded else hooked
     hidden, layers = run(encoder, input_ids, attention_mask, num_layers)

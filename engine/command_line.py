@@ -86,8 +86,6 @@ def check_args(args):
             raise InputError(f"--{name} {path}: no such file or folder")
     if args.load_path:
         check_evaluation(args)
-    else:
-        check_teachers(args)
     args.device, args.precision = pick_device(
         args.device, args.precision, cpu_has_fp16=args.cpu_kernels == "off"
     )
@@ -97,6 +95,8 @@ def check_args(args):
         args.run_name = f"{encoder}-{args.backbone}-{args.loss_type}-seed{args.seed}"
     if not args.output_dir and not args.load_path:
         args.output_dir = str(Path("runs") / args.run_name)
+    if not args.load_path:
+        check_teachers(args)
     if args.resume and (args.load_path or args.overwrite):
         raise InputError("--resume: neither with --load_path nor with --overwrite")
     check_output_dir(args)
@@ -119,6 +119,8 @@ def check_teachers(args):
     for folder in args.teacher:
         if not os.path.isfile(Path(folder) / CONFIG):
             raise InputError(f"--teacher {folder}: not a run folder, it has no {CONFIG}")
+        if os.path.realpath(folder) == os.path.realpath(args.output_dir):
+            raise InputError(f"--output_dir {args.output_dir}: the folder of the teacher")
         config = load_config(folder)
         if config.label2id != relation_ids(args.rel2id):
             raise InputError(f"--teacher {folder}: has other relations than {args.rel2id}")

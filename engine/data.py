@@ -79,12 +79,6 @@ def read_data(args, rel2id, tokenizer):
     priors = {}
     if not args.load_path:
         features["train"] = made
-        group = args.train_batch_size * args.gradient_accumulation_steps
-        if len(made) < group:
-            raise InputError(
-                f"{paths['train']}: {len(made)} documents do not fill one step of {group} "
-                "(train_batch_size x gradient_accumulation_steps)"
-            )
         if args.evidence_weight and not any(feature["evidence"] for feature in made):
             raise InputError(f"--evidence_weight: {paths['train']} names no evidence")
         priors = class_priors(made, rel2id)
@@ -98,6 +92,13 @@ def read_data(args, rel2id, tokenizer):
                 f"--unlabelled_file: of {paths['unlabelled']} and {paths['train']}, only some "
                 "documents have candidates"
             )
+    count = len(made) + len(features.get("unlabelled", []))
+    group = args.train_batch_size * args.gradient_accumulation_steps
+    if count < group and not args.load_path:
+        raise InputError(
+            f"{paths['train']}: {count} documents do not fill one step of {group} "
+            "(train_batch_size x gradient_accumulation_steps)"
+        )
     frequent = frequent_relations(relations, rel2id)
     return Data(rel2id, documents, features, facts, frequent, files, priors)
 

@@ -43,7 +43,7 @@ def make_schedule(optimizer, num_steps, warmup_ratio):
 
 class CastOnce:
     """Calls a model (DocREModel) under autocast with the weights of its linear layers and
-    convolutions cast before, all in one kernel. Autocast would take a kernel for each weight, and
+    convolutions cast before, all in one call. Autocast would take a kernel for each weight, and
     another for each gradient. The numbers are the same."""
 
     def __init__(self, model):
@@ -71,7 +71,7 @@ class CastOnce:
 
 
 class CastTogether(torch.autograd.Function):
-    """Tensors of one dtype to another, and their gradients back, in one kernel each."""
+    """Tensors of one dtype to another, and their gradients back, in one call each."""
 
     @staticmethod
     def forward(ctx, dtype, *tensors):
@@ -163,7 +163,7 @@ def batch_loss(output, batch, loss_function, weights):
     teacher_logits     the squared error against [P, classes]
     teacher_attention  KL against [P, bins]
 
-    A model's attention is [P, bins + S], or [P, S] without a teacher (engine/teacher.py).
+    A model's attention has the bins first, and the S sentences last (`teacher.with_bins`).
     """
     logits, attention = output if isinstance(output, tuple) else (output, None)
     known = logits[: len(batch["labels"])]

@@ -110,7 +110,7 @@ class Own:
     max_grad_norm: Positive = flag(1.0)
     warmup_ratio: Fraction = flag(0.06, "of all steps")
     num_train_epochs: at_least(1) = flag(30)
-    max_steps: int = flag(-1, "end after so many steps; default: num_train_epochs")
+    max_steps: at_least(1) | None = flag(None, "end after so many steps, not num_train_epochs")
     group_by_length: bool = flag(False, "train on batches of documents of like length")
     evaluation_steps: int = flag(-1, "also evaluate every so many steps")
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = flag(66, row=True)

@@ -58,8 +58,8 @@ class Teachers:
 
     def add(self, batch, numbers):
         """Adds what is taught to a student's batch of these documents, on its device:
-        teacher_logits [P, classes] and teacher_attention [P, bins]. The first bins of sentences
-        then are those of `with_bins`."""
+        teacher_logits [P, classes] and teacher_attention [P, bins]. Of "sentences" it makes what
+        `with_bins` gives."""
         device = batch["pairs"].device
         batch |= to_device(self.recall(numbers), device) if self.kept else self.compute(numbers)
         if self.attention:
@@ -79,14 +79,16 @@ class Teachers:
                 batch["sentences"] = with_bins(batch["sentences"], self.same_ids)
             with predictor.autocast():
                 output = model(**batch)
+            if self.attention:
+                logits, attention = output
+                # Teachers may pad to other lengths, or have other windows.
+                output = logits, attention[:, : self.num_bins(documents)]
             outputs.append(output if self.attention else (output,))
         names = ["teacher_logits", "teacher_attention"][: len(outputs[0])]
         means = [sum(x) / len(x) for x in zip(*outputs, strict=True)]
         taught = dict(zip(names, means, strict=True))
         if not self.logits:
             del taught["teacher_logits"]
-        if self.attention:
-            taught["teacher_attention"] = taught["teacher_attention"][:, : self.num_bins(documents)]
         return taught
 
     def keep(self):
@@ -141,8 +143,9 @@ class Teachers:
 
 
 def with_bins(sentences, same_ids):
-    """The bins over which attention is compared, then the sentences, [B, L, bins + S]. same_ids:
-    every token is a bin; else every sentence is one, and the first one is what lies on none."""
+    """The bins over which attention is compared come first, the S sentences last. same_ids: every
+    token is a bin, [B, L, L + S]. Else what lies on no sentence is the first bin, and the sentences
+    are the others, [B, L, 1 + S]."""
     if same_ids:
         length = sentences.shape[1]
         tokens = torch.eye(length, device=sentences.device).expand(len(sentences), -1, -1)
@@ -151,8 +154,8 @@ def with_bins(sentences, same_ids):
 
 
 def unordered(feature):
-    """Head and tail in either order have the same attention: (where each {head, tail} is first
-    among the pairs, of each pair its place among these)."""
+    """Head and tail in either order have the same attention. Returns the indices of one pair of
+    each {head, tail}, and for every pair which of these it is."""
     pairs = pairs_of(feature)
     key = pairs.min(1) * len(feature["entity_pos"]) + pairs.max(1) if len(pairs) else pairs[:, 0]
     _, first, place = np.unique(key, return_index=True, return_inverse=True)

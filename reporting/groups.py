@@ -122,7 +122,7 @@ def read_run(folder):
         raise InputError(f"unfinished: it has no {RESULTS}")
     results = read_checked(folder)
     args = trained_with(results["args"])
-    splits = ("train", "dev", "test") if results.get("test") else ("train", "dev")
+    splits = [x for x in results["data"] if x != "test" or results.get("test")]
     relations = folder / CONFIG
     if not is_model(relations):  # older runs keep them in rel2id.json
         relations = folder / "rel2id.json"
@@ -160,26 +160,34 @@ def trained_with(args):
     return trained | {name: args[name] for name in SAVED_WITH_MODEL}
 
 
-def settings_of(args):
+def settings_of(args, within=()):
     """What must be equal in runs to be averaged, apart from data, backbone and loss: flag -> value.
-    A run that began with the weights of another (--init_path) has that one's recipe instead of its
-    path, so that runs of several seeds are averaged."""
+    A run that began with the weights of another (--init_path) or was taught by others (--teacher)
+    has their recipes instead of their paths, so that runs of several seeds are averaged."""
 
-    def kept(args):
-        return {name: value for name, value in args.items() if name not in NOT_SETTINGS}
-
-    settings = kept(args)
-    source = settings.get("init_path")
-    if source and os.path.isfile(Path(source) / RESULTS):
-        results = read_checked(Path(source))
-        args, data = results["args"], results["data"]["train"]
-        recipe = json.dumps(kept(args), sort_keys=True).encode()
-        label = loss_label(args["loss_type"], args)
-        settings["init_path"] = (
-            f"{label} of {backbone_label(args)}, trained on {data['file']}, SHA-256 "
-            f"{data['sha256'][:12]}, with settings of SHA-256 {sha256(recipe).hexdigest()[:12]}"
-        )
+    settings = {name: value for name, value in args.items() if name not in NOT_SETTINGS}
+    for name in ("init_path", "teacher"):
+        sources = settings.get(name)
+        if isinstance(sources, list):
+            settings[name] = [recipe_of(source, within) for source in sources]
+        else:
+            settings[name] = recipe_of(sources, within)
     return settings
+
+
+def recipe_of(source, within=()):
+    """How the run in a folder was trained; the source itself, if it is no finished run, or one of
+    `within`, because a folder may have been overwritten by a run that began with it."""
+    if not source or source in within or not os.path.isfile(Path(source) / RESULTS):
+        return source
+    results = read_checked(Path(source))
+    args, data = results["args"], results["data"]["train"]
+    recipe = json.dumps(settings_of(args, (*within, source)), sort_keys=True).encode()
+    return (
+        f"{loss_label(args['loss_type'], args)} of {backbone_label(args)}, trained on "
+        f"{data['file']}, SHA-256 {data['sha256'][:12]}, with settings of SHA-256 "
+        f"{sha256(recipe).hexdigest()[:12]}"
+    )
 
 
 def backbone_label(args):

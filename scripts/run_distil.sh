@@ -14,13 +14,19 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$(data_dir "$@")"
+DISTANT="${DISTANT:-train_distant.json}"
+if [[ "$DISTANT" != /* && ! -f "$DATA/$DISTANT" ]]; then
+  echo "error: $DATA/$DISTANT: no such file; DISTANT names the distant documents" >&2
+  exit 2
+fi
 OUT="${OUT:-$ROOT/runs/distil}"
 TRAIN+=(--data_dir "$DATA" --backbone "${BACKBONE:-kd_docre}" --loss_type AFL --gamma 1 --resume
   --model_name_or_path bert-base-cased --emb_size 768 --num_labels 4 --max_seq_length 1024
   --warmup_ratio 0.06 --adam_epsilon 1e-6 --seed 66)
 
-if [[ -z "${TEACHERS:-}" ]]; then
-  TEACHERS="$OUT/teacher"
+read -ra teachers <<< "${TEACHERS:-}"
+if ((${#teachers[@]} == 0)); then
+  teachers=("$OUT/teacher")
   "${TRAIN[@]}" \
     --output_dir "$OUT/teacher" \
     --learning_rate 3e-5 \
@@ -33,11 +39,10 @@ if [[ -z "${TEACHERS:-}" ]]; then
 fi
 
 # From the pretrained encoder; --teacher_weight is of the mean squared error over all classes.
-# shellcheck disable=SC2086  # several folders
 "${TRAIN[@]}" \
   --output_dir "$OUT/student" \
-  --train_file "${DISTANT:-train_distant.json}" \
-  --teacher $TEACHERS \
+  --train_file "$DISTANT" \
+  --teacher "${teachers[@]}" \
   --teacher_weight 1.0 \
   --teacher_evidence 0 \
   --label_weight 1.0 \

@@ -97,6 +97,19 @@ def test_runs_that_began_with_runs_of_one_recipe_are_averaged(data, tmp_path):
     assert "ATL of atlop, trained on train_revised.json" in groups[0]["settings"]["init_path"]
 
 
+def test_runs_with_teachers_of_one_recipe_are_averaged(data, tmp_path):
+    """Not those that learned from other documents without labels."""
+    for seed in (1, 5, 7):
+        teacher = write_run(tmp_path / f"teachers/{seed}", data, seed=seed)
+        folder = write_run(tmp_path / f"runs/{seed}", data, seed=seed, teacher=[str(teacher)])
+        results = read(folder / "results.json")
+        results["data"]["unlabelled"] = results["data"]["train"] | {"sha256": f"{seed // 7}" * 64}
+        (folder / "results.json").write_text(json.dumps(results))
+    groups = group_runs(find_runs(tmp_path / "runs", tmp_path)[0])
+    seeds = [[run["seed"] for runs in x["rows"].values() for run in runs] for x in groups]
+    assert seeds == [[1, 5], [7]]
+
+
 def test_released_weights_are_known_by_their_file(data, tmp_path):
     (tmp_path / "best.ckpt").write_text("")
     write_run(tmp_path / "runs/a", data, load_path=str(tmp_path / "best.ckpt"))

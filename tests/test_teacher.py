@@ -130,6 +130,18 @@ def test_two_teachers_give_their_mean(documents, tokenizer, size):
         torch.testing.assert_close(kept[name].double(), tensor, rtol=1e-3, atol=1e-6)
 
 
+def test_teachers_with_other_windows_give_their_mean(documents, tokenizer):
+    """Padded to different lengths, as on a GPU."""
+    predictors = []
+    for seed, size in enumerate((512, 64)):
+        model = small_model(seed=seed, vocab_size=200).double()
+        model.cpu_kernels = False
+        predictors.append(predictor_of(model, tokenizer, size))
+    alone = [teachers_of([x], documents).compute([0])["teacher_attention"] for x in predictors]
+    both = teachers_of(predictors, documents).compute([0])["teacher_attention"]
+    torch.testing.assert_close(both, sum(alone) / 2)
+
+
 def test_other_tokens_are_compared_by_sentences(documents, tokenizer):
     """The first bin is what lies on no sentence; a document's candidates may be few."""
     documents = [dict(document) for document in documents]
@@ -316,6 +328,8 @@ REFUSED = {
     "nothing": (["--teacher_weight", "0"], "--teacher_weight and --teacher_evidence are both 0"),
     "evidence": (["--label_weight", "0", "--evidence_weight", "1"], "evidence is in the labels"),
     "relations": (["--rel2id", "few.json"], "few.json"),
+    "overwritten": (["--output_dir", "{teacher}", "--overwrite"], "the folder of the teacher"),
+    "missing": (["--unlabelled_file", "no.json"], "no.json: no such file"),
     "candidates": (["--unlabelled_file", "chosen.json"], "only some documents have candidates"),
 }
 
@@ -328,6 +342,7 @@ def test_what_cannot_be_taught_is_refused(demo, finished, tmp_path, monkeypatch,
     documents = read(demo / "train_revised.json")[:2]
     write_json(tmp_path / "chosen.json", [x | {"candidates": [[0, 1]]} for x in documents])
     more, message = REFUSED[name]
+    more = [x.format(teacher=finished) for x in more]
     if name == "candidates":
         more = ["--unlabelled_file", str(tmp_path / "chosen.json")]
     monkeypatch.setattr(train, "build_model", lambda *_: pytest.fail("a model was loaded"))
@@ -376,6 +391,17 @@ def test_a_student_learns_what_its_teacher_predicts(demo, tmp_path):
     assert read(tmp_path / "student/results.json")["dev"]["f1"] >= 0.9
 
 
+@pytest.mark.parametrize("script", ["distil", "self_training"])
+def test_distant_documents_are_there_before_a_teacher_is_trained(tmp_path, script):
+    for split in ("train", "dev", "test"):
+        write_json(tmp_path / f"{split}_revised.json", [])
+    command = ["bash", str(ROOT / f"scripts/run_{script}.sh"), "--data_dir", str(tmp_path)]
+    environment = os.environ | {"PYTHON": sys.executable, "DISTANT": "far.json"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    message = f"error: {tmp_path}/far.json: no such file; DISTANT names the distant documents\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["distil", "self_training"])
 def test_both_phases_of_the_papers(tmp_path, script):
@@ -388,7 +414,8 @@ def test_both_phases_of_the_papers(tmp_path, script):
     for x in (x for document in documents for x in document["labels"]):
         x["evidence"] = [0]
     write_json(tmp_path / "train_revised.json", documents[:20])
-    environment = os.environ | {"OUT": str(tmp_path / "runs"), "PYTHON": sys.executable}
+    out = tmp_path / "my runs"  # paths may have blanks
+    environment = os.environ | {"OUT": str(out), "PYTHON": sys.executable}
     encoder = ["--model_name_or_path", str(tmp_path / "encoder"), "--emb_size", "64"]
     command = ["bash", str(ROOT / f"scripts/run_{script}.sh"), "--data_dir", str(tmp_path)]
     command += [*encoder, "--device", "cpu", "--precision", "fp32", "--num_train_epochs", "1"]
@@ -397,12 +424,12 @@ def test_both_phases_of_the_papers(tmp_path, script):
         assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished before: ") == 3
     teacher, student, tuned = (
-        read(tmp_path / f"runs/{x}/results.json")["args"] for x in ("teacher", "student", "tuned")
+        read(out / f"{x}/results.json")["args"] for x in ("teacher", "student", "tuned")
     )
     weights = {"distil": (1, 0, 0.0), "self_training": (0, 1, 0.1)}[script]
     assert (student["teacher_weight"], student["teacher_evidence"]) == weights[:2]
-    assert student["teacher"] == [str(tmp_path / "runs/teacher")]
-    assert tuned["init_path"] == str(tmp_path / "runs/student") and tuned["teacher"] is None
+    assert student["teacher"] == [str(out / "teacher")]
+    assert tuned["init_path"] == str(out / "student") and tuned["teacher"] is None
     assert [x["evidence_weight"] for x in (teacher, student, tuned)] == [weights[2], 0, weights[2]]
     assert [x["train_file"] for x in (teacher, student, tuned)] == [
         "train_revised.json", "train_distant.json", "train_revised.json"
