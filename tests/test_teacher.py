@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, flags, make_document, read, small_model
 from test_resume import assert_same_end, run_until
 from test_train import without_times
-from test_training import Step, Waits, taken
+from test_training import Step, Waits, taken, with_transformers_5
 
 import train
 from engine import fit
@@ -203,6 +203,7 @@ def test_accumulated_batches_of_a_teacher_count_as_one(documents, tokenizer):
     assert loss == pytest.approx(expected + plain_terms(*pair, arrays, count), rel=1e-4)
 
 
+@with_transformers_5
 def test_a_step_with_a_teacher_waits_for_nothing(documents, tokenizer):
     step = Step("bf16")
     teachers = teachers_of([predictor_of(small_model(9, vocab_size=200), tokenizer)], documents)

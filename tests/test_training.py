@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from conftest import faster_on_cpu, make_document, read, small_model
 from test_train import flags, without_times
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,6 +34,11 @@ def features(tokenizer):
 def batch(tokenizer):
     tokens = *special_tokens(tokenizer, "bert"), tokenizer.pad_token_id
     return lambda features: collate(features, tokens)
+
+
+with_transformers_5 = pytest.mark.skipif(
+    transformers.__version__ < "5", reason="transformers 4 looks into the mask"
+)
 
 
 class Step:
@@ -221,6 +227,7 @@ class Kernels(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+@with_transformers_5
 @pytest.mark.parametrize("num_layers,emb_size,most", [(6, 384, 600), (12, 768, 920)])
 def test_a_step_takes_few_kernels(features, batch, num_layers, emb_size, most, monkeypatch):
     """MiniLM's and BERT-base's layers. Dropout and fused attention are a kernel each way on a GPU,
@@ -260,13 +267,10 @@ class Waits(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+@with_transformers_5
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_step_waits_for_nothing(features, batch, backbone):
     """On a GPU the host would wait for all the work before. (fp16's scaler has to.)"""
-    import transformers
-
-    if transformers.__version__ < "5":
-        pytest.skip("transformers 4 looks into the mask")
     step, whole = Step("bf16", backbone=backbone), batch(features[:3])
     step([whole])  # the optimizer's first step makes its state
     with Waits() as waits:
