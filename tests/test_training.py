@@ -388,3 +388,15 @@ def test_batches():
     assert len(made) > 100 / 8 and max(map(len, made)) == 8
     small = [{"input_ids": [0] * 50, "entity_pos": [[]] * 9}] * 20
     assert list(map(len, inference.batches(small, 8))) == [8, 8, 4]
+
+
+def test_dropout_is_on_after_an_evaluation(demo, tmp_path, monkeypatch):
+    seen, step = [], fit.train_step
+
+    def watched(forward, *given, **more):
+        seen.append(forward.model.training)
+        return step(forward, *given, **more)
+
+    monkeypatch.setattr(fit, "train_step", watched)
+    train.main(flags(demo, tmp_path / "a", "--num_train_epochs", "3", "--evaluation_steps", "2"))
+    assert len(seen) > 4 and all(seen)
