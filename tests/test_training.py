@@ -400,3 +400,14 @@ def test_dropout_is_on_after_an_evaluation(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "train_step", watched)
     train.main(flags(demo, tmp_path / "a", "--num_train_epochs", "3", "--evaluation_steps", "2"))
     assert len(seen) > 4 and all(seen)
+
+
+def test_batches_have_the_lengths_of_the_way_they_go(features, tokenizer):
+    longest = max(len(x["input_ids"]) for x in features[:2])
+    assert longest % 16
+    for cpu_kernels, length in (True, longest), (False, -(-longest // 16) * 16):
+        model = small_model(vocab_size=200)
+        model.cpu_kernels = cpu_kernels
+        how = {"max_seq_length": 1024, "batch_size": 2, "precision": "fp32"}
+        predictor = inference.Predictor(model, tokenizer, **how)
+        assert predictor.collate(features[:2])["input_ids"].shape[1] == length
