@@ -177,7 +177,7 @@ class DocREModel(PreTrainedModel):
     def encode(self, input_ids, attention_mask, mention_pos, windows):
         """Token embeddings [B, L, d] and mention attention, from each mention's opening marker to
         all tokens, [B, R, heads, L] in float32 (in training after attention dropout)."""
-        how = {"cpu_kernels": self.on_cpu, "num_layers": self.num_layers}
+        how = {"cpu_kernels": self.cpu_kernels, "num_layers": self.num_layers}
         if not windows:
             return encode_windows(self.model, input_ids, attention_mask, mention_pos, **how)
         window_doc, window_start = windows["window_doc"], windows["window_start"]

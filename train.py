@@ -211,7 +211,7 @@ def loss_of(args, data, config):
         return get_loss(args.loss_type, **options)
     priors = torch.tensor([*data.class_priors.values()], device=args.device)
     loss_function = get_loss(args.loss_type, priors, **options)
-    factor = signature(loss_function).parameters["prior_factor"].default
+    factor = signature(loss_function).parameters["prior_factor"].default  # as given, or the loss's
     for name, prior in data.class_priors.items():
         if factor * prior >= 1:
             raise InputError(

@@ -40,7 +40,6 @@ from model import new_model
 from prepro import entity_pairs, read_docred
 from utils import (
     autocast,
-    collate,
     make_deterministic,
     set_seed,
     special_tokens,
@@ -199,12 +198,12 @@ class Pair:
         config |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 12}
         encoder = build_encoder("", config | {"intermediate_size": 4 * width}, weights=False)
         self.config = encoder.config
-        self.ours = new_model(encoder, emb_size=width).to(args.device)
+        self.ours = new_model(encoder, emb_size=width).to(args.device).train()
         opening, closing = special_tokens(self.tokenizer, "bert")
         self.baseline = baseline.Baseline(self.ours, opening, closing)
-        self.tokens = opening, closing, self.tokenizer.pad_token_id
+        how = {"max_seq_length": 1024, "batch_size": 8, "precision": args.precision}
+        self.predictor = Predictor(self.ours, self.tokenizer, **how)
         self.forward = CastOnce(self.ours)
-        self.multiple = 1 if args.device == "cpu" else 16  # as in Predictor
         kind = torch.device(args.device).type
         self.amp = autocast(args.device, args.precision)
         self.baseline_amp = autocast(args.device, args.baseline_precision)
@@ -228,12 +227,11 @@ class Pair:
         }
 
     def baseline_batch(self, features):
-        batch = baseline.collate(features, self.tokens[2])
+        batch = baseline.collate(features, self.tokenizer.pad_token_id)
         return {k: x.to(self.args.device) if torch.is_tensor(x) else x for k, x in batch.items()}
 
     def train_ours(self, features):
-        batch = collate(features, self.tokens, multiple=self.multiple)
-        batch = to_device(batch, self.args.device)
+        batch = to_device(self.predictor.collate(features), self.args.device)
         return train_step(self.forward, [batch], **self.rest["ours"])
 
     def train_baseline(self, features):
@@ -326,13 +324,10 @@ def evaluating(args):
     for size in args.sizes:
         pair = Pair(args, size)
         theirs, ours = dev_features(args, pair)
-        predictor = Predictor(
-            pair.ours, pair.tokenizer, max_seq_length=1024, batch_size=8, precision=args.precision
-        )
         yield compare(
             f"evaluate, {size}, {args.eval_documents} documents",
             lambda part, pair=pair, x=theirs: pair.evaluate_baseline([x[i] for i in part]),
-            lambda part, predictor=predictor, x=ours: predictor([x[i] for i in part]),
+            lambda part, pair=pair, x=ours: pair.predictor([x[i] for i in part]),
             parts,
             pair.wait,
         )
@@ -363,7 +358,7 @@ def memory_of_step(args):
         pair.rest.pop("baseline")
     else:
         features = [textbook(feature) for feature in features]
-        pair.ours = None
+        pair.ours = pair.predictor = pair.forward = None
         pair.rest.pop("ours")
     if args.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()

@@ -16,7 +16,7 @@ import msgspec
 
 from backbones import BACKBONES
 from inputs.files import META_DIR, InputError, OneLineParser
-from losses import LOSSES, all_options
+from losses import LOSSES, Positive, all_options
 
 
 def flag(default, help=None, *, saved=None, free=False, row=False, scored=False):
@@ -37,7 +37,6 @@ def at_least(number, number_type=int):
     return Annotated[number_type, msgspec.Meta(ge=number)]
 
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 

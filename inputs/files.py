@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -121,19 +122,25 @@ def relation_ids(path=META_DIR / "rel2id.json"):
     return rel2id
 
 
+@contextmanager
+def unreadable_as_one_line(path):
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
+
+
 def read_bytes(path):
     """The content of a file without its byte order mark, decompressed if the name ends in .gz; "-"
     is standard input. Raises InputError if it is missing, empty or cannot be read."""
-    try:
+    with unreadable_as_one_line(path):
         if path == "-":
             content = sys.stdin.buffer.read()
         else:
             with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
                 content = file.read()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: a NUL in the path
-        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content or content.isspace():
         raise InputError(f"{path}: the file is empty")
@@ -171,9 +178,5 @@ def read_json(path):
 
 def sha256_of(path):
     """The SHA-256 of a file, in hexadecimal digits. Raises InputError if it cannot be read."""
-    try:
+    with unreadable_as_one_line(path):
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None

@@ -164,7 +164,6 @@ def settings_of(args, within=()):
     """What must be equal in runs to be averaged, apart from data, backbone and loss: flag -> value.
     A run that began with the weights of another (--init_path) or was taught by others (--teacher)
     has their recipes instead of their paths, so that runs of several seeds are averaged."""
-
     settings = {name: value for name, value in args.items() if name not in NOT_SETTINGS}
     for name in ("init_path", "teacher"):
         sources = settings.get(name)

@@ -110,9 +110,9 @@ def differences(rows):
             seeds += " (documents alone)" if len(row["seeds"]) == 1 else " (unpaired)"
         line = [row["backbone"], row["loss"], row["against"], seeds]
         for x in (row[key] for key in names):
-            more = ["{:+.2f} to {:+.2f}".format(*x["pooled"])] if "pooled" in x else []
             line += [f"{x['difference']:+.2f}", f"{x['low']:+.2f} to {x['high']:+.2f}"]
-            line[-1] += f" (pooled: {more[0]})" if more else ""
+            if "pooled" in x:
+                line[-1] += " (pooled: {:+.2f} to {:+.2f})".format(*x["pooled"])
             line.append(f"{x['p']:.4f}")
         lines.append(line)
     return markdown_table(head, lines)

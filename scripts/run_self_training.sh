@@ -13,11 +13,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$(data_dir "$@")"
-DISTANT="${DISTANT:-train_distant.json}"
-if [[ "$DISTANT" != /* && ! -f "$DATA/$DISTANT" ]]; then
-  echo "error: $DATA/$DISTANT: no such file; DISTANT names the distant documents" >&2
-  exit 2
-fi
+DISTANT="$(distant_file "$DATA")"
 OUT="${OUT:-$ROOT/runs/self-training}"
 TRAIN+=(--data_dir "$DATA" --backbone dreeam --loss_type ATL --resume
   --model_name_or_path bert-base-cased --emb_size 768 --num_labels 4 --max_seq_length 1024

@@ -59,6 +59,17 @@ TRAIN=("$PYTHON")
 [[ "${GPUS:-1}" == 1 ]] || TRAIN+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
 TRAIN+=("$ROOT/train.py")
 
+# distant_file DATA: prints DISTANT, the distant documents in the data folder, or ends the script where
+# they are missing, before a teacher is trained for them.
+distant_file() {
+  local name="${DISTANT:-train_distant.json}"
+  if [[ "$name" != /* && ! -f "$1/$name" ]]; then
+    echo "error: $1/$name: no such file; DISTANT names the distant documents" >&2
+    exit 2
+  fi
+  echo "$name"
+}
+
 # data_dir FLAGS...: prints the value of --data_dir, else REDOCRED_DIR, else dataset/redocred, which is
 # downloaded if it is missing.
 data_dir() {
