@@ -95,6 +95,7 @@ class DocREModel(PreTrainedModel):
     sizes = {}  # name -> (type, default, help); saved with the model
     learning_rates = {}  # name -> (default, help, modules with this learning rate)
     pair_layer = "bilinear"  # name of the layer that `combine` gets
+    class_layer = "bilinear"  # name of the layer whose outputs are the logits
     num_layers = 1  # the mean of so many last encoder layers (output and attention) is taken
     eps = 1e-5  # in the normalised attention of a pair, q / (sum of q + eps)
     float32 = ("bilinear.bias",)  # weights of linear layers that are added to float32

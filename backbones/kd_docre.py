@@ -13,6 +13,7 @@ class KDDocRE(DocREModel, backbone="kd_docre"):
 
     own_loss = "AFL"
     pair_layer = "projection"
+    class_layer = "classifier"
 
     def __init__(self, config, encoder=None):
         super().__init__(config, encoder)

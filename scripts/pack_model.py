@@ -1,9 +1,10 @@
 """Saves a run folder's model with weights in 8 bits, a quarter of the size, in a new folder.
 
-    python scripts/pack_model.py --model runs/demo --output packed
+    python scripts/pack_model.py --model runs/demo --output packed --threshold_shift -0.4
 
 predict.py, train.py --load_path and RelationExtractor read it like a run folder; transformers alone
-cannot. Measure the effect on the scores with train.py --load_path.
+cannot. Measure the effect on the scores with train.py --load_path. --threshold_shift: what train.py
+--tune_threshold found; the model then has its best threshold wherever it is used.
 """
 
 import sys
@@ -15,15 +16,27 @@ from encoders.loading import load_tokenizer
 from engine.checkpoint import PACKED, pack, write_state
 from engine.run_folder import fetch, load_model, save_config
 from inputs.files import InputError, OneLineParser, run_main, sha256_of
+from losses import ZERO_THRESHOLD
+
+
+def move_threshold(model, shift):
+    """Adds shift to the model's threshold (losses.decode), by the bias of its logits."""
+    bias = getattr(model, model.class_layer).bias.data
+    if model.config.loss_type in ZERO_THRESHOLD:
+        bias -= shift
+    else:
+        bias[0] += shift
 
 
 def main(argv=None):
     parser = OneLineParser(description="A run folder's model with weights in 8 bits.")
     parser.add_argument("--model", required=True, help="run folder, or name on the hub")
     parser.add_argument("--output", required=True, type=Path, help="a new or empty folder")
+    parser.add_argument("--threshold_shift", type=float, default=0.0, help="raises its threshold")
     args = parser.parse_args(argv)
     folder = fetch(args.model)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
+    move_threshold(model, args.threshold_shift)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         if any(args.output.iterdir()):

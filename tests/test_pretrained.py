@@ -1,10 +1,11 @@
 """Weights in 8 bits, and the model that comes with the repository."""
 
+import random
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, save_run, shared, small_model
+from conftest import ROOT, make_document, save_run, shared, small_model
 
 from engine.checkpoint import PACKED, pack, unpack, weights_of
 from engine.extractor import RelationExtractor
@@ -48,6 +49,27 @@ def test_packed_folder(tmp_path, tokenizer, capsys):
     assert weights_of(packed) == packed / PACKED and weights_of(run).name == "model.safetensors"
     with pytest.raises(InputError, match="packed: not empty"):
         pack_model.main(["--model", str(run), "--output", str(packed)])
+
+
+@pytest.mark.parametrize(
+    "backbone, loss_type",
+    [("atlop", "HingeABL"), ("docunet", "balance_softmax"), ("kd_docre", "AFL")],
+)
+def test_a_packed_threshold_is_a_shift(tmp_path, tokenizer, backbone, loss_type):
+    run, document = tmp_path / "run", make_document(random.Random(3))
+    save_run(small_model(backbone=backbone, settings={"loss_type": loss_type}), tokenizer, run)
+    found = {}
+    for packed, of_flag in ((0, 15), (15, 0), (0, 0)):
+        output = tmp_path / f"{packed}{of_flag}"
+        given = ["--model", str(run), "--output", str(output), "--threshold_shift", str(packed)]
+        pack_model.main(given)
+        how = {"device": "cpu", "threshold_shift": of_flag}
+        relations = RelationExtractor.from_pretrained(output, **how)(document)["relations"]
+        found[packed, of_flag] = [
+            (x["head"]["name"], x["tail"]["name"], x["name"]) for x in relations
+        ]
+    assert sorted(found[15, 0]) == sorted(found[0, 15])
+    assert 0 < len(found[15, 0]) < len(found[0, 0])
 
 
 @pytest.fixture(scope="module")
