@@ -59,10 +59,15 @@ TRAIN=("$PYTHON")
 [[ "${GPUS:-1}" == 1 ]] || TRAIN+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
 TRAIN+=("$ROOT/train.py")
 
-# distant_file DATA: prints DISTANT, the distant documents in the data folder, or ends the script where
-# they are missing, before a teacher is trained for them.
+# distant_file DATA FLAGS...: prints DISTANT, the distant documents in the data folder, or ends the
+# script where they are missing, before a teacher is trained for them. --train_file would be the file of
+# every phase.
 distant_file() {
   local name="${DISTANT:-train_distant.json}"
+  if [[ " ${*:2}" == *" --train_file"* ]]; then
+    echo "error: --train_file: HUMAN names the documents that people labelled, DISTANT the others" >&2
+    exit 2
+  fi
   if [[ "$name" != /* && ! -f "$1/$name" ]]; then
     echo "error: $1/$name: no such file; DISTANT names the distant documents" >&2
     exit 2

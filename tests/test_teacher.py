@@ -401,6 +401,9 @@ def test_distant_documents_are_there_before_a_teacher_is_trained(tmp_path, scrip
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     message = f"error: {tmp_path}/far.json: no such file; DISTANT names the distant documents\n"
     assert (done.returncode, done.stderr) == (2, message)
+    command += ["--train_file", "train_annotated.json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "error: --train_file: HUMAN names" in done.stderr
 
 
 @pytest.mark.slow
@@ -414,9 +417,10 @@ def test_both_phases_of_the_papers(tmp_path, script):
     write_json(tmp_path / "train_distant.json", documents[20:])
     for x in (x for document in documents for x in document["labels"]):
         x["evidence"] = [0]
-    write_json(tmp_path / "train_revised.json", documents[:20])
+    write_json(tmp_path / "train_annotated.json", documents[:20])
     out = tmp_path / "my runs"  # paths may have blanks
     environment = os.environ | {"OUT": str(out), "PYTHON": sys.executable}
+    environment |= {"HUMAN": "train_annotated.json", "TUNED_FLAGS": "--max_grad_norm 3"}
     encoder = ["--model_name_or_path", str(tmp_path / "encoder"), "--emb_size", "64"]
     command = ["bash", str(ROOT / f"scripts/run_{script}.sh"), "--data_dir", str(tmp_path)]
     command += [*encoder, "--device", "cpu", "--precision", "fp32", "--num_train_epochs", "1"]
@@ -433,7 +437,7 @@ def test_both_phases_of_the_papers(tmp_path, script):
     assert tuned["init_path"] == str(out / "student") and tuned["teacher"] is None
     assert [x["evidence_weight"] for x in (teacher, student, tuned)] == [weights[2], 0, weights[2]]
     assert [x["train_file"] for x in (teacher, student, tuned)] == [
-        "train_revised.json", "train_distant.json", "train_revised.json"
+        "train_annotated.json", "train_distant.json", "train_annotated.json"
     ]  # fmt: skip
-    assert [x["max_grad_norm"] for x in (student, tuned)] == [5, 2]
+    assert [x["max_grad_norm"] for x in (teacher, student, tuned)] == [1, 5, 3]
     assert [x["loss_type"] for x in (student, tuned)] == [teacher["loss_type"]] * 2
