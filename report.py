@@ -55,44 +55,20 @@ def documents_of(group, data_dir):
     with the recorded SHA-256, split -> documents; the documents of all files with these names; and
     notes on files that are missing, changed or broken."""
     of_runs, of_folder, notes = {}, {}, []
-    for split, record in group["data"].items() if data_dir else ():
-        faults = []
-        for name in file_names(group, split):
+    classes = tuple(group["classes"].items())
+    for split in ("train", "dev", "test") if data_dir else ():
+        if record := group["data"].get(split):
+            path = Path(data_dir) / Path(record["file"]).name
             try:
-                path = data_file(data_dir, name)
-                sha256, documents = read_split(path, *kind_of(group, split))
-                of_folder.setdefault(split, documents)
-                if sha256 == record["sha256"]:
-                    of_runs[split] = documents
-                    break
-                faults.append(f"{path}: not the file of these runs (its SHA-256 differs)")
+                sha256, of_folder[split] = read_split(path, classes, split == "train")
             except InputError as error:
-                faults.append(str(error))
-        else:
-            notes += faults
+                notes.append(str(error))
+                continue
+            if sha256 == record["sha256"]:
+                of_runs[split] = of_folder[split]
+            else:
+                notes.append(f"{path}: not the file of these runs (its SHA-256 differs)")
     return of_runs, of_folder, notes
-
-
-def kind_of(group, split):
-    """The arguments of `read_split` after the path."""
-    return tuple(group["classes"].items()), split == "train"
-
-
-def file_names(group, split):
-    """The names that the group's runs have for the file of a split, each once."""
-    runs = [run for runs in group["rows"].values() for run in runs]
-    return dict.fromkeys(run["data"][split]["file"] for run in runs if split in run["data"])
-
-
-def data_file(data_dir, name):
-    """The path of a data file that a run names. Raises InputError if it is missing or outside of
-    data_dir."""
-    path = Path(data_dir) / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise InputError(f"{path}: outside of --data_dir, so it is not read")
-    if not os.path.isfile(path):  # False, not an error, of a name with a NUL
-        raise InputError(f"{path}: no such file")
-    return path
 
 
 def entity_number(document, text):
@@ -275,6 +251,9 @@ def main(argv=None):
     left_out = [(printable(folder), reason) for folder, reason in left_out]
     groups = group_runs(runs)
     documents = [documents_of(group, args.data_dir) for group in groups]
+    for number, (_, _, missing) in enumerate(documents, 1):
+        for note in missing:
+            print(f"group {number}: not used: {note}")
     pairs = locate_pairs(args, [splits for splits, *_ in documents])
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -285,8 +264,6 @@ def main(argv=None):
     report["left_out"] = [{"folder": x, "reason": reason} for x, reason in left_out]
     for number, group in enumerate(groups, 1):
         splits, _, missing = documents[number - 1]
-        for note in missing:
-            print(f"group {number}: not used: {note}")
         found = report_group(number, group, splits, pairs[number - 1], paper, args)
         found["notes"] = list(map(printable, group["notes"] + missing + found["notes"]))
         report["groups"].append(found)

@@ -10,7 +10,7 @@ def start_wandb(args):
     first, does nothing. A resumed run continues wandb's run, whose id its folder keeps."""
     if args.wandb == "disabled" or not distributed.is_first():
         return lambda record, step: None
-    import wandb
+    import wandb  # noqa: PLC0415, optional
 
     if wandb.run:
         wandb.finish()  # of the previous seed

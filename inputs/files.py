@@ -147,6 +147,13 @@ def read_bytes(path):
     return content
 
 
+def read_text(path):
+    """`read_bytes` as text in UTF-8. Raises InputError."""
+    content = read_bytes(path)
+    with unreadable_as_one_line(path):
+        return content.decode()
+
+
 def parse_json(content, decode=msgspec.json.decode):
     """Decodes bytes with `decode`, a function of msgspec. Raises InputError if they are not JSON.
     Neither NaN nor a lone surrogate (half of a character, \\ud800) is, and no tokenizer takes the

@@ -35,7 +35,7 @@ INSTALL = "pip install -r requirements-spacy.txt"
 def load_pipeline(name):
     """The spaCy pipeline of that name, or of a folder. Raises InputError."""
     try:
-        import spacy
+        import spacy  # noqa: PLC0415, optional
     except Exception as error:  # not installed, or built for another version of numpy
         raise InputError(f"--text needs spaCy: {INSTALL} ({reason_of(error)})") from None
     try:

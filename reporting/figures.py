@@ -32,7 +32,8 @@ COLOURS = "#000000 #23238e #d6b832 #1a7a3c #8a6fd1 #4db3d9 #9e1237 #e8761a #7777
 COLOURS += ["#8c510a", "#c51b7d"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (6, 3))]
 DASHES += [(0, (12, 2)), (0, (1, 1)), (0, (4, 1))]
-MARKERS = "osD^vPX<*hp"
+MARGIN = 5.0  # of HingeABL, the default of losses.hinge_penalty
+MARKERS = "osD^vPX<*hp>"  # 12, as coprime with the colours, so that few lines look alike
 
 
 def save(figure, path):
@@ -66,15 +67,15 @@ def legend_below(figure, axes):
     figure.legend(handles, labels, loc="outside lower center", ncols=4, handlelength=3.5)
 
 
-def hinge_weights(margin=5.0):
+def hinge_weights():
     """Figure 3: the weight w_r against the distance d_r from the threshold."""
-    distance = torch.linspace(-2 * margin, 2 * margin, 401)
+    distance = torch.linspace(-2 * MARGIN, 2 * MARGIN, 401)
     figure, ((axes,),) = panels()
-    axes.plot(distance, hinge_weight(distance, margin), color="black")
+    axes.plot(distance, hinge_weight(distance, MARGIN), color="black")
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.annotate(
-        f"m = {margin:g}: no weight beyond",
-        (margin, 0),
+        f"m = {MARGIN:g}: no weight beyond",
+        (MARGIN, 0),
         (0.97, 0.35),
         textcoords="axes fraction",
         ha="right",
@@ -82,14 +83,14 @@ def hinge_weights(margin=5.0):
     )
     axes.annotate("wrong side", (0.25, 1.01), xycoords="axes fraction", ha="center")
     axes.annotate("right side", (0.75, 1.01), xycoords="axes fraction", ha="center")
-    axes.set_xlim(-2 * margin, 2 * margin)
-    axes.xaxis.set_major_locator(MultipleLocator(margin))
+    axes.set_xlim(-2 * MARGIN, 2 * MARGIN)
+    axes.xaxis.set_major_locator(MultipleLocator(MARGIN))
     axes.set_xlabel("distance $d_r$ from the threshold")
     axes.set_ylabel("hinge weight $w_r$")
     return figure
 
 
-def penalties(distance, margin):
+def penalties(distance):
     """name -> (penalty, slope) of one relation at these distances (Appendix E).
 
     The slope is the one the paper gives, by c_r = -d_r (Eq. 14 and 19). HingeABL is taken without
@@ -101,22 +102,18 @@ def penalties(distance, margin):
         (slope,) = torch.autograd.grad(function(d).sum(), d)
         return -slope
 
-    found = {}
-    found[f"HingeABL, m = {margin:g}"] = (
-        hinge_penalty(distance, margin),
-        with_slope(lambda d: hinge_penalty(d, margin)),
-    )
-    for m in dict.fromkeys([margin, 1.0]):
+    found = {f"HingeABL, m = {MARGIN:g}": (hinge_penalty(distance), with_slope(hinge_penalty))}
+    for m in (MARGIN, 1.0):
         penalty = hinge_weight(distance, m), with_slope(lambda d, m=m: hinge_weight(d, m))
         found[f"AML, m = {m:g}"] = penalty
     return found
 
 
-def penalty_curves(margin=5.0):
+def penalty_curves():
     """Appendix E: the penalty of a relation and its slope against d_r, for AML and HingeABL."""
-    distance = torch.linspace(-2 * margin, 1.6 * margin, 400, dtype=torch.float64)
+    distance = torch.linspace(-2 * MARGIN, 1.6 * MARGIN, 400, dtype=torch.float64)
     figure, axes = panels(1, 2)
-    curves = penalties(distance, margin)
+    curves = penalties(distance)
     styles = line_styles(list(curves))
     for name, both in curves.items():
         style = styles[name] | {"marker": ""}

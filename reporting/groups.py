@@ -156,7 +156,7 @@ def trained_with(args):
         return known | {"seed": str(source), "trained": "elsewhere"}
     if not os.path.isfile(source / RESULTS):  # False, not an error, of a name with a NUL
         raise InputError(f"only evaluates {source}, whose {RESULTS} is not there")
-    trained = read_checked(source)["args"]
+    trained = trained_with(read_checked(source)["args"])
     return trained | {name: args[name] for name in SAVED_WITH_MODEL}
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-import pandas as pd
+from tabulate import tabulate
 
 from evaluation import PATTERNS, RATIOS
 from inputs.files import printable
@@ -28,8 +28,8 @@ def pictures(figures):
 
 def markdown_table(head, rows):
     cells = [[plain(cell) for cell in row] for row in rows]
-    frame = pd.DataFrame(cells, columns=[plain(name) for name in head])
-    return frame.to_markdown(index=False, disable_numparse=True)  # 58.00 stays 58.00
+    head = [plain(name) for name in head]
+    return tabulate(cells, head, "pipe", disable_numparse=True)  # 58.00 stays 58.00
 
 
 def number_text(x, column):
@@ -160,7 +160,7 @@ def settings_text(group, first, paper):
     parts = [bullets(lines)]
     documents = {split: x["documents"] for split, x in group["data"].items()}
     theirs = {split: x["documents"] for split, x in paper["table6_splits"].items()}
-    if any(documents[x] != theirs[x] for x in documents) and group["of_paper"]:
+    if group["of_paper"] and any(documents[x] != theirs[x] for x in documents.keys() & theirs):
         parts.append(
             "- **these are not the paper's data** (Re-DocRED, "
             f"{' / '.join(map(str, theirs.values()))} documents): its numbers are no yardstick here"

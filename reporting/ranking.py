@@ -99,8 +99,11 @@ def patterns_at(ranking, shift):
 
 
 def local_precision(ranking, shift):
-    """The share of the entries beside a threshold that are right: the NEAR above and below it."""
+    """The share of the entries beside a threshold that are right: the NEAR above and below it; NaN
+    where no entry below it was kept."""
     above = (ranking["margin"] > shift).sum()
+    if above == len(ranking["margin"]):  # the threshold lies below all that was kept
+        return np.nan
     return ranking["right"][max(above - NEAR, 0) : above + NEAR].mean()
 
 

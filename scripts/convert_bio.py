@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from inputs.files import InputError, OneLineParser, reason_of, run_main, write_json
+from inputs.files import InputError, OneLineParser, read_text, run_main, write_json
 
 RELATION = {"cdr": "CID", "gda": "GDA"}
 SIDES = (5, 11)  # index of the first field of a pair's left and right side
@@ -101,21 +101,13 @@ def read_pair(fields, relation, num_words):
 def read_bio(path, corpus):
     """The documents of a file. Of lines with the same id the first counts. Raises InputError."""
     documents = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                title = line.split("\t")[0].strip()
-                if title and title not in documents:
-                    try:
-                        documents[title] = read_line(line, RELATION[corpus])
-                    except InputError as error:
-                        raise InputError(f"line {number}: {error}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        raise InputError(f"{path}: {reason_of(error)}") from None
-    if not documents:
-        raise InputError(f"{path}: no document")
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        title = line.split("\t")[0].strip()
+        if title and title not in documents:
+            try:
+                documents[title] = read_line(line, RELATION[corpus])
+            except InputError as error:
+                raise InputError(f"{path}: line {number}: {error}") from None
     return list(documents.values())
 
 

@@ -35,12 +35,6 @@ KEYS = {
     "intra F1": "intra_f1",
     "inter F1": "inter_f1",
 }
-PAPERS = {  # a score -> where meta/paper_results.json has it
-    "F1": ("table3_bert_base_micro", "F1"),
-    "Ign F1": ("table3_bert_base_micro", "Ign_F1"),
-    "macro F1": ("table7_bert_base_macro", "F1"),
-    **{x: ("table4_patterns_percent", x) for x in ("F/(T+F)", "FN/F", "FN_CRK/FN")},
-}
 
 
 def read(path):
@@ -164,9 +158,9 @@ def papers(_, rows, columns):
 
 
 def paper_text(loss, score):
-    table, name = PAPERS[score]
-    number = read("meta/paper_results.json")[table].get(loss, {}).get(name)
-    return "–" if number is None else f"{number:.2f}"
+    printed = tables.paper_numbers(read("meta/paper_results.json"))
+    found = [printed[table].get(("atlop", loss), {}).get(score) for table in (3, 7, 4)]
+    return next((f"{x:.2f}" for x in found if x is not None), "–")
 
 
 # --- The tables -------------------------------------------------------------------------------

@@ -14,7 +14,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from inputs.documents import read_documents
-from inputs.files import InputError, OneLineParser, reason_of, run_main, write_atomically
+from inputs.files import (
+    InputError,
+    OneLineParser,
+    read_text,
+    reason_of,
+    run_main,
+    write_atomically,
+)
 
 
 def main(argv=None):
@@ -24,10 +31,7 @@ def main(argv=None):
     parser.add_argument("--output", required=True, help="JSON file; its folder is made")
     parser.add_argument("--compact", action="store_true", help='no blanks after "," and ":"')
     args = parser.parse_args(argv)
-    try:
-        titles = Path(args.titles).read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        raise InputError(f"{args.titles}: {reason_of(error)}") from None
+    titles = read_text(args.titles).splitlines()
     documents = {document["title"]: document for document in read_documents(args.input)}
     if missing := [title for title in titles if title not in documents]:
         raise InputError(

@@ -80,12 +80,3 @@ def test_carriage_returns_are_kept_and_formulas_are_text(tmp_path):
     predict.write_output([record], tmp_path / "graph", "graphml")
     node = networkx.read_graphml(tmp_path / "graph").nodes["0:0"]
     assert (node["name"], node["type"]) == ("a\rb", "c\rd")
-
-
-def test_every_format_through_the_command(folder, tmp_path):
-    document = make_document(random.Random(0), 4)
-    (tmp_path / "in.json").write_text(json.dumps([document]))
-    for form in formats.FORMATS:
-        output = ["--input", str(tmp_path / "in.json"), "--output", str(tmp_path / form)]
-        predict.main(["--model", str(folder), "--device", "cpu", "--format", form, *output])
-        assert "P" in (tmp_path / form).read_text()

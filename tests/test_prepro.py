@@ -3,9 +3,13 @@
 import json
 import os
 import random
+import sys
 
 import pytest
-from conftest import make_document, read, shared
+from conftest import ROOT, make_document, read, shared
+
+sys.path.insert(0, str(ROOT / "bench"))
+import baseline
 
 from inputs.documents import read_documents
 from inputs.files import InputError, relation_ids, write_json
@@ -24,43 +28,19 @@ def write(tmp_path, content):
     return path
 
 
-def slow_feature(document, tokenizer, max_seq_length):
-    """As ATLOP does it: a tokenizer call a word, and a search for every marker."""
-    begins = [(m["sent_id"], m["pos"][0]) for e in document["vertexSet"] for m in e]
-    ends = [(m["sent_id"], m["pos"][1] - 1) for e in document["vertexSet"] for m in e]
-    tokens, place = [], {}
-    for i, sentence in enumerate(document["sents"]):
-        for j, word in enumerate(sentence):
-            place[i, j] = len(tokens)
-            pieces = tokenizer.tokenize(word)
-            if (i, j) in begins:
-                pieces = ["*"] + pieces
-            if (i, j) in ends:
-                pieces = pieces + ["*"]
-            tokens += pieces
-        place[i, len(sentence)] = len(tokens)
-    ids = tokenizer.convert_tokens_to_ids(tokens[: max_seq_length - 2])
-    entity_pos = [
-        [(place[m["sent_id"], m["pos"][0]], place[m["sent_id"], m["pos"][1]]) for m in e]
-        for e in document["vertexSet"]
-    ]
-    return [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id], entity_pos
+def assert_as_the_textbook(path, tokenizer, *max_seq_length):
+    """Returns our features."""
+    ours = read_docred(path, tokenizer, *max_seq_length)
+    theirs = baseline.read_docred(path, tokenizer, relation_ids(), *max_seq_length)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["input_ids"] == b["input_ids"] and a["entity_pos"] == b["entity_pos"]
+    return ours
 
 
-@pytest.mark.parametrize("max_seq_length", [1024, 200])
-def test_features_of_real_documents_against_slow_version(golden_tokenizer, max_seq_length):
+def test_features_that_are_cut(golden_tokenizer):
     path = shared("redocred-mini/test_revised.json")
-    documents = read_documents(path)
-    features = read_docred(path, golden_tokenizer, max_seq_length)
-    ids = relation_ids()
-    assert len(features) == len(documents) == 100
-    for document, feature in zip(documents, features, strict=True):
-        input_ids, entity_pos = slow_feature(document, golden_tokenizer, max_seq_length)
-        assert feature["title"] == document["title"]
-        assert feature["input_ids"] == input_ids and len(input_ids) <= max_seq_length
-        assert feature["entity_pos"] == entity_pos
-        triples = {(x["h"], x["t"], ids[x["r"]]) for x in document["labels"]}
-        assert {tuple(x) for x in feature["triples"].tolist()} == triples
+    features = assert_as_the_textbook(path, golden_tokenizer, 200)
+    assert max(len(feature["input_ids"]) for feature in features) == 200
 
 
 def byte_level_tokenizer(tmp_path):
@@ -77,12 +57,10 @@ def byte_level_tokenizer(tmp_path):
 
 def test_features_of_a_roberta_tokenizer(tmp_path, documents):
     tokenizer = byte_level_tokenizer(tmp_path)
-    for document, feature in zip(documents, docred_features(documents, tokenizer), strict=True):
-        input_ids, entity_pos = slow_feature(document, tokenizer, 1024)
-        assert feature["input_ids"] == input_ids and feature["entity_pos"] == entity_pos
-        marker = tokenizer.convert_tokens_to_ids("*")
-        starts = [input_ids[start + 1] for spans in entity_pos for start, _ in spans]
-        assert set(starts) == {marker}
+    marker = tokenizer.convert_tokens_to_ids("*")
+    for feature in assert_as_the_textbook(write(tmp_path, documents), tokenizer):
+        starts = [start for spans in feature["entity_pos"] for start, _ in spans]
+        assert {feature["input_ids"][start + 1] for start in starts} == {marker}
 
 
 def test_tokenizer_without_marker_is_refused(tmp_path, documents):

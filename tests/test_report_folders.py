@@ -17,7 +17,6 @@ from made_runs import labels_of, row_of, write_run
 
 import report
 from inputs.files import InputError, run_main
-from losses import LOSSES, loss_label, read_label
 from reporting import figures
 from reporting.groups import find_runs, group_runs, read_curve, threshold_ends
 from reporting.tables import data_tables
@@ -97,7 +96,7 @@ def test_runs_that_began_with_runs_of_one_recipe_are_averaged(data, tmp_path):
     assert "ATL of atlop, trained on train_revised.json" in groups[0]["settings"]["init_path"]
 
 
-def test_runs_with_teachers_of_one_recipe_are_averaged(data, tmp_path):
+def test_runs_with_teachers_of_one_recipe_are_averaged(data, tmp_path, no_figures):
     """Not those that learned from other documents without labels."""
     for seed in (1, 5, 7):
         teacher = write_run(tmp_path / f"teachers/{seed}", data, seed=seed)
@@ -108,13 +107,23 @@ def test_runs_with_teachers_of_one_recipe_are_averaged(data, tmp_path):
     groups = group_runs(find_runs(tmp_path / "runs", tmp_path)[0])
     seeds = [[run["seed"] for runs in x["rows"].values() for run in runs] for x in groups]
     assert seeds == [[1, 5], [7]]
+    sizes = {"train": 3053, "dev": 500, "test": 500}
+    for path in (tmp_path / "runs").glob("*/results.json"):
+        results = read(path)
+        for split, number in sizes.items():
+            results["data"][split]["documents"] = number
+        path.write_text(json.dumps(results))
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    report.main([*where, "--data_dir", str(data)])
+    assert read(tmp_path / "out/report.json")["table6"].keys() == sizes.keys()
 
 
 def test_released_weights_are_known_by_their_file(data, tmp_path):
     (tmp_path / "best.ckpt").write_text("")
     write_run(tmp_path / "runs/a", data, load_path=str(tmp_path / "best.ckpt"))
-    (run,), left_out = find_runs(tmp_path / "runs", tmp_path)
-    assert run["seed"] == str(tmp_path / "best.ckpt") and not left_out
+    write_run(tmp_path / "runs/again", data, load_path=str(tmp_path / "runs/a"))
+    runs, left_out = find_runs(tmp_path / "runs", tmp_path)
+    assert [run["seed"] for run in runs] == 2 * [str(tmp_path / "best.ckpt")] and not left_out
 
 
 def test_runs_that_were_not_tested(data, tmp_path, no_figures):
@@ -367,20 +376,10 @@ def test_pair_is_the_right_row(made, data):
     assert case["threshold"] == arrays["logits"][30, 0] and case["labels"].sum() >= 6
 
 
-def test_a_loss_of_ones_own_has_a_name_without_any_further_line(monkeypatch):
-    def mine(logits, labels, alpha: float = 2.0):
-        return logits.sum()
-
-    monkeypatch.setitem(LOSSES, "Mine", mine)
-    assert loss_label("Mine", {"alpha": 3.0}) == "Mine:a3"
-    assert loss_label("Mine", {"alpha": 2.0}) == "Mine"
-    assert read_label("Mine:a3") == ("Mine", {"alpha": 3.0})
-
-
 def test_penalties_are_the_papers():
     """Eq. 13, 14, 17 and 19, with c = -d."""
     distance = torch.linspace(-8, 8, 50, dtype=torch.float64)
-    curves = figures.penalties(distance, 5.0)
+    curves = figures.penalties(distance)
     assert list(curves) == ["HingeABL, m = 5", "AML, m = 5", "AML, m = 1"]
     for i, c in enumerate((-distance).tolist()):
         inside = c > -5

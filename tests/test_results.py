@@ -379,7 +379,7 @@ def test_titles_are_taken_in_their_order_and_a_missing_one_is_named(tmp_path):
     titles.write_text("A\nC\nD\n")
     with pytest.raises(InputError, match="a.json: lacks 2 of the 3 titles of .*, first 'C'$"):
         select(titles)
-    with pytest.raises(InputError, match="none.txt: No such file"):
+    with pytest.raises(InputError, match="none.txt: no such file"):
         select("none.txt")
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import REL2ID, ROOT, flags, read, shared, small_encoder
 
-import evaluation
 import train
 from engine import run_folder
 from engine.command_line import parse_runs
@@ -358,29 +357,6 @@ def test_bad_relation_file(demo, tmp_path, content, message):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=f"{path}: {message}"):
         train.main(flags(demo, tmp_path / "run", "--rel2id", str(path)))
-
-
-def test_frequent_relations_of_another_corpus(demo, tmp_path):
-    """The demo under other names: the scores are those of evaluation.py."""
-    rel2id = {"none": 0} | {f"X{i}": i for i in range(1, 97)}
-    (tmp_path / "rel2id.json").write_text(json.dumps(rel2id))
-    files = {split: tmp_path / f"{split}_revised.json" for split in ("train", "dev")}
-    for split, path in files.items():
-        documents = read(demo / f"{split}_revised.json")
-        for x in [x for document in documents for x in document["labels"]]:
-            x["r"] = f"X{REL2ID[x['r']]}"
-        path.write_text(json.dumps(documents))
-    own, run = ["--rel2id", str(tmp_path / "rel2id.json")], tmp_path / "run"
-    where = ["--data_dir", str(tmp_path), "--test_file", "dev_revised.json"]
-    untrained = ["--learning_rate", "1e-30", "--classifier_lr", "1e-30", "--num_train_epochs", "1"]
-    train.main(flags(demo, run, *where, *own, *untrained))  # which predicts some of everything
-    where = ["--truth", str(files["dev"]), "--train", str(files["train"])]
-    output = ["--pred", str(run / "predictions.json"), "--output", str(tmp_path / "scores.json")]
-    evaluation.main([*where, *output, *own])
-    expected = read(tmp_path / "scores.json")
-    assert expected["freq_f1"] > 0 and expected["long_tail_f1"] > 0
-    test = read(run / "results.json")["test"]
-    assert {name: test[name] for name in expected} == pytest.approx(expected)
 
 
 def test_encoder_type_must_agree(demo, tmp_path):
