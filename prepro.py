@@ -96,27 +96,21 @@ def _marker_id(tokenizer):
 def _mark_entities(document, pieces, marker):
     """Token ids with markers, but without special tokens; entity_pos; sentence_bounds."""
     mentions = [mention for entity in document["vertexSet"] for mention in entity]
-    spans = [(m["sent_id"], *m["pos"]) for m in mentions]
-    # starts, ends: (sentence, word) -> number of markers before, after the word
-    if document.get("own_markers"):
-        kinds = [str(m.get("type")) for m in mentions]
-        spans = [span for span, _ in set(zip(spans, kinds, strict=True))]
-        starts = Counter((sentence, start) for sentence, start, _ in spans)
-        ends = Counter((sentence, end - 1) for sentence, _, end in spans)
-    else:
-        starts = {(sentence, start): 1 for sentence, start, _ in spans}
-        ends = {(sentence, end - 1): 1 for sentence, _, end in spans}
+    spans = {(m["sent_id"], *m["pos"], str(m.get("type"))) for m in mentions}
+    # (sentence, word) -> number of markers before, after the word
+    starts = Counter((sentence, start) for sentence, start, _, _ in spans)
+    ends = Counter((sentence, end - 1) for sentence, _, end, _ in spans)
+    if not document.get("own_markers"):
+        starts, ends = dict.fromkeys(starts, 1), dict.fromkeys(ends, 1)
     tokens = []
     offset = []  # of each sentence: the tokens at which its words start, and where it ends
     for i, sentence in enumerate(document["sents"]):
         offset.append([])
         for j, word in enumerate(sentence):
             offset[i].append(len(tokens))
-            if (i, j) in starts:
-                tokens += [marker] * starts[i, j]
+            tokens += [marker] * starts.get((i, j), 0)
             tokens += pieces[word]
-            if (i, j) in ends:
-                tokens += [marker] * ends[i, j]
+            tokens += [marker] * ends.get((i, j), 0)
         offset[i].append(len(tokens))
     entity_pos = [
         [(offset[m["sent_id"]][m["pos"][0]], offset[m["sent_id"]][m["pos"][1]]) for m in mentions]

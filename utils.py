@@ -200,9 +200,3 @@ def _pairs(features, num_class):
     labels[np.concatenate(index), np.concatenate(classes)] = True
     labels[:, 0] = ~labels[:, 1:].any(1)
     return {"pairs": np.concatenate(pairs), "labels": labels}
-
-
-def save_arrays(path, arrays):
-    """Writes NumPy arrays, {name: array}, as a compressed .npz file."""
-    with open(path, "wb") as file:  # given a path, NumPy would append .npz to it
-        np.savez_compressed(file, **arrays)

@@ -2,18 +2,15 @@
 
 import os
 import re
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from backbones import BACKBONES
 from encoders.loading import UNUSED
-from inputs.files import InputError, read_json, reason_of, write_atomically
+from inputs.files import InputError, reason_of, write_atomically
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"  # of weights in several files, which transformers writes
 PACKED = "model.int8.safetensors"  # see pack; transformers cannot read it, hence its own name
 SCALE = "_scale"
 
@@ -54,16 +51,14 @@ def unpack(state):
 
 
 def weights_of(folder):
-    """The path of a run folder's weights: whole, packed, or the index of several files."""
-    paths = [folder / name for name in (WEIGHTS, PACKED, INDEX)]
-    return next(filter(Path.exists, paths), paths[0])
+    """The path of a run folder's weights, whole or packed."""
+    packed = folder / PACKED
+    return packed if packed.exists() and not (folder / WEIGHTS).exists() else folder / WEIGHTS
 
 
 def load_state(path):
-    """Parameter name -> tensor of a .safetensors file, of the index of several, or of a torch file
-    (.pt), which is read without running any code in it. Raises InputError."""
-    if path.name == INDEX:
-        return load_parts(path)
+    """Parameter name -> tensor of a .safetensors file or of a torch file (.pt), which is read
+    without running any code in it. Raises InputError."""
     try:
         if path.suffix == ".safetensors":
             state = unpack(load_file(path))
@@ -83,26 +78,6 @@ def load_state(path):
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     state = {re.sub(r"^bert_model\.", "model.", name): tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if not UNUSED.fullmatch(name)}
-
-
-def load_parts(index):
-    """`load_state` of all files that an index names. Raises InputError."""
-    content, state = read_json(index), {}
-    files = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(x, str) for x in files.values()):
-        raise InputError(f"{index}: weight_map: expected an object, parameter name -> file")
-    for name in sorted(set(files.values())):
-        state |= load_state(index.parent / name)
-    return state
-
-
-def sizes_of(state, backbone):
-    """The sizes of the model that a checkpoint is of, name -> number; {} if it is one of another
-    backbone, for which `load_weights` names the parameters that do not fit."""
-    try:
-        return BACKBONES[backbone].sizes_of(state)
-    except (KeyError, IndexError, ZeroDivisionError, TypeError):
-        return {}
 
 
 def load_weights(model, path, state=None):

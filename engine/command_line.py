@@ -148,7 +148,8 @@ def check_evaluation(args):
 
 
 def check_output_dir(args):
-    """Raises InputError for a folder that holds a run, unless --overwrite or --resume is given."""
+    """Raises InputError for a folder that holds a run or a model, unless --overwrite or --resume is
+    given."""
     if args.output_dir and not args.overwrite and not args.resume:
         folder = Path(args.output_dir)
         if (folder / RESULTS).exists():
@@ -157,4 +158,8 @@ def check_output_dir(args):
             raise InputError(
                 f"--output_dir {folder}: holds an interrupted run; add --resume to go on with it, "
                 "or --overwrite"
+            )
+        if (folder / CONFIG).exists() and not (folder / METRICS).exists():
+            raise InputError(
+                f"--output_dir {folder}: holds a model, or the beginning of a run; add --overwrite"
             )

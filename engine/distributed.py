@@ -114,15 +114,6 @@ def broadcast(make):
     return result[0]
 
 
-def gather(value):
-    """The values of all processes, in the order of their ranks, in all processes."""
-    if world_size() == 1:
-        return [value]
-    values = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def gather_first(value):
     """The values of all processes in the first, None in the others."""
     if world_size() == 1:

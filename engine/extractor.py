@@ -154,10 +154,9 @@ class RelationExtractor:
         facts = (predicted | labels)[:, 1:].nonzero()  # [K, 2]: pair, class - 1
         scores = (logits - threshold_of(logits, self.model.config.loss_type)).numpy()
         attention, labels, predicted = attention.numpy(), labels.numpy(), predicted.numpy()
-        patterns = prediction_patterns(scores, labels, self.threshold_shift)
-        if self.fusion:  # predictions do not follow from the document's own scores
-            missed = prediction_patterns(scores, labels, np.inf)
-            patterns = np.where(predicted[:, 1:].any(1), PATTERNS.index("FP"), missed)
+        # What is predicted does not follow from the scores alone: fusion, or too many of a pair.
+        missed = prediction_patterns(scores, labels, np.inf)
+        patterns = np.where(predicted[:, 1:].any(1), PATTERNS.index("FP"), missed)
         record = {"title": document["title"], "relations": []}
         if "labels" in document:
             record["missed"] = []

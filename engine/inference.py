@@ -59,7 +59,7 @@ class Predictor:
         """The Output of each document, a list. title: of a progress bar; sentences: see
         `predict_batches`."""
         outputs = [None] * len(features)
-        hidden = distributed.hides_bars() or title is None
+        hidden = True if title is None else distributed.hides_bars()
         with tqdm(total=len(features), desc=title, unit="doc", leave=False, disable=hidden) as bar:
             for numbers, batch in self.predict_batches(features, sentences):
                 for number, output in zip(numbers, batch, strict=True):

@@ -1,9 +1,11 @@
 """The model that the flags of a run ask for: new, from a run folder or from a released .pt."""
 
+from contextlib import suppress
 from pathlib import Path
 
+from backbones import BACKBONES
 from encoders.loading import build_encoder, transformer_type
-from engine.checkpoint import load_state, load_weights, sizes_of, weights_of
+from engine.checkpoint import load_state, load_weights, weights_of
 from engine.options import SAVED_WITH_MODEL
 from engine.run_folder import load_config, load_model
 from inputs.files import InputError
@@ -47,7 +49,8 @@ def _new_model(args, rel2id, source, encoder_config):
     if source:
         path = weights_of(Path(source)) if Path(source).is_dir() else Path(source)
         state = load_state(path)
-        sizes = sizes_of(state, args.backbone)
+        with suppress(KeyError):  # it is one of another backbone: load_weights says what differs
+            sizes = BACKBONES[args.backbone].sizes_of(state)
     encoder = build_encoder(
         args.model_name_or_path, encoder_config, state is None, args.attention_dropout
     )

@@ -215,10 +215,6 @@ def check_value(name, value, shown):
     numbers = value if isinstance(value, (list, tuple)) else [value]
     if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
         raise InputError(f"{shown}: {value} is not a finite number")
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{shown}: {value!r:.80}: not UTF-8, so it cannot be recorded") from None
 
 
 def saved_with(config):

@@ -39,7 +39,7 @@ def save_state(folder, parts, settings, progress, device):
     random = {"cpu": torch.get_rng_state()}
     if device.startswith("cuda"):
         random["cuda"] = torch.cuda.get_rng_state(device)
-    random = distributed.gather(random)
+    random = distributed.gather_first(random)
     if not distributed.is_first():
         return
     state = {name: part.state_dict() for name, part in parts.items()}
@@ -130,6 +130,9 @@ def is_finished(args):
         raise InputError(f"--rel2id: {args.rel2id} has other relations than the run in {folder}")
     remove_states(folder)  # the run was killed before it removed them
     print(f"finished before: {folder}")
+    for flag, part in ("tune_threshold", "tuned"), ("fusion", "fusion"):
+        if getattr(args, flag) and part not in results:
+            print(f"without --{flag}; for that: train.py --load_path {folder} --{flag} ...")
     return True
 
 

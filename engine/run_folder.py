@@ -24,13 +24,14 @@ from operator import getitem
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCardData, snapshot_download
 
 from encoders.loading import check_encoder
 from engine import distributed
-from engine.checkpoint import INDEX, WEIGHTS, check_fit, load_state, weights_of, write_state
+from engine.checkpoint import WEIGHTS, check_fit, load_state, weights_of, write_state
 from engine.margins import write_margins
 from engine.options import SAVED_WITH_MODEL, Options, check_value, saved_with
 from engine.scoring import patterns_of_documents, stack
@@ -46,7 +47,6 @@ from inputs.files import (
 )
 from losses import threshold_of
 from model import DocREConfig, DocREModel
-from utils import save_arrays
 
 CONFIG = "config.json"
 RESULTS = "results.json"
@@ -106,15 +106,19 @@ def locked(folder):
     path, is_new = Path(folder) / LOCK, not os.path.isdir(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-    except BlockingIOError:
-        raise InputError(
-            f"--output_dir {folder}: another run is at work in it; give this one a folder of its "
-            "own"
-        ) from None
+        lock = open(path, "w")
     except OSError as error:
         raise InputError(f"--output_dir {folder}: {reason_of(error)}") from None
     with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"--output_dir {folder}: another run is at work in it; give this one a folder of "
+                "its own"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
         remove_unfinished(folder)
         try:
             yield
@@ -125,26 +129,9 @@ def locked(folder):
                     path.parent.rmdir()  # only if it is empty: a bad flag leaves nothing
 
 
-def _lock(path):
-    """The file at this path, open and locked. Raises BlockingIOError if another process has it."""
-    while True:
-        lock = open(path, "w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise
-        except OSError:
-            return lock  # a file system without locks
-        with suppress(FileNotFoundError):  # its last owner removed it between open and lock
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
-                return lock
-        lock.close()
-
-
 def clear(folder):
-    """Removes the files of an earlier run from its folder."""
-    names = [RESULTS, METRICS, PREDICTIONS, PATTERNS, CARD, CONFIG, WEIGHTS, RELATIONS]
+    """Removes what an earlier run found from its folder."""
+    names = [RESULTS, METRICS, PREDICTIONS, PATTERNS, CONFIG, WEIGHTS]
     for split in SPLITS:
         names += [logits_file(split), margins_file(split)]
         names += [submission_file(split, kind) for kind in ("tuned", "fusion")]
@@ -156,7 +143,7 @@ def clear(folder):
 # --- The model --------------------------------------------------------------------------------
 
 # The files that are downloaded from a model of the hub.
-OF_MODEL = [CONFIG, "model*.safetensors", INDEX, "*token*", "vocab*", "merges.txt", "*.model"]
+OF_MODEL = [CONFIG, "model*.safetensors", "*token*", "vocab*", "merges.txt", "*.model"]
 
 
 def fetch(name):
@@ -281,7 +268,7 @@ def write_outputs(folder, outputs, loss_type, keep_logits=False):
         above = (logits - threshold).numpy()
         write_margins(folder / margins_file(split), above, arrays["labels"], right)
         if keep_logits:
-            write_atomically(folder / logits_file(split), partial(save_arrays, arrays=arrays))
+            write_atomically(folder / logits_file(split), partial(np.savez_compressed, **arrays))
 
 
 def describe(args, data, commit):

@@ -72,14 +72,12 @@ class Component:
     def pipe(self, docs, batch_size=64):
         """Yields the documents with their relations. batch_size: documents taken at a time."""
         for group in minibatch(docs, batch_size):
-            distinct = {id(doc): doc for doc in group}.values()
-            parts = [(doc, part) for doc in distinct for part in text_documents(doc, "")]
-            records = self.extractor.stream(part for _, part in parts)
-            found = {id(doc): [] for doc in group}
-            for (doc, part), (_, record) in zip(parts, records, strict=True):
-                found[id(doc)] += [_as_numbers(x, part) for x in record["relations"]]
-            for doc in group:
-                doc.user_data["docre"] = len(doc.text), found[id(doc)]
+            parts = [(i, part) for i, doc in enumerate(group) for part in text_documents(doc, "")]
+            records, found = self.extractor.stream(part for _, part in parts), [[] for _ in group]
+            for (i, part), (_, record) in zip(parts, records, strict=True):
+                found[i] += [_as_numbers(x, part) for x in record["relations"]]
+            for doc, relations in zip(group, found, strict=True):
+                doc.user_data["docre"] = len(doc.text), relations
             yield from group
 
 

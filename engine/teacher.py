@@ -79,17 +79,12 @@ class Teachers:
                 batch["sentences"] = with_bins(batch["sentences"], self.same_ids)
             with predictor.autocast():
                 output = model(**batch)
-            if self.attention:
-                logits, attention = output
-                # Teachers may pad to other lengths, or have other windows.
-                output = logits, attention[:, : self.num_bins(documents)]
-            outputs.append(output if self.attention else (output,))
-        names = ["teacher_logits", "teacher_attention"][: len(outputs[0])]
-        means = [sum(x) / len(x) for x in zip(*outputs, strict=True)]
-        taught = dict(zip(names, means, strict=True))
-        if not self.logits:
-            del taught["teacher_logits"]
-        return taught
+            logits, attention = output if self.attention else (output, None)
+            taught = {"teacher_logits": logits} if self.logits else {}
+            if self.attention:  # teachers may pad to other lengths, or have other windows
+                taught["teacher_attention"] = attention[:, : self.num_bins(documents)]
+            outputs.append(taught)
+        return {name: sum(x[name] for x in outputs) / len(outputs) for name in outputs[0]}
 
     def keep(self):
         """Computes all that will be taught, and lets go of the teachers."""

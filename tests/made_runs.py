@@ -14,7 +14,6 @@ from engine.scoring import predicted_facts
 from evaluation import PATTERNS, count_patterns, evaluate, ranked_right
 from losses import decode, threshold_of
 from prepro import entity_pairs
-from utils import save_arrays
 
 
 def labels_of(documents):
@@ -81,7 +80,7 @@ def write_run(
                 (folder / "predictions.json").write_text(json.dumps(submission))
         if logits:
             arrays = {"logits": scores.numpy(), "labels": labels, "threshold": threshold}
-            save_arrays(folder / f"{split}_logits.npz", arrays)
+            np.savez_compressed(folder / f"{split}_logits.npz", **arrays)
         if margins:
             above, right = scores.numpy() - threshold, ranked_right(scores.numpy(), labels)
             write_margins(folder / f"{split}_margins.xz", above, labels, right)

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from backbones import BACKBONES
 from encoders.loading import build_encoder, check_precision, window_size
-from engine.checkpoint import load_state, load_weights, sizes_of
+from engine.checkpoint import load_state, load_weights
 from engine.run_folder import load_model, save_config, save_weights
 from inputs.files import InputError
 from model import entity_embeddings, grouped_bilinear
@@ -362,11 +362,10 @@ def test_docunet_checkpoint_under_the_released_names(tmp_path):
 ])  # fmt: skip
 def test_sizes_are_read_from_a_checkpoint(tmp_path, backbone, sizes):
     torch.save(small_model(backbone=backbone).state_dict(), tmp_path / "some.pt")
-    assert sizes_of(load_state(tmp_path / "some.pt"), backbone) == sizes
+    assert BACKBONES[backbone].sizes_of(load_state(tmp_path / "some.pt")) == sizes
 
 
 def test_checkpoint_of_another_backbone_is_refused(tmp_path):
     torch.save(small_model().state_dict(), tmp_path / "atlop.pt")
-    assert sizes_of(load_state(tmp_path / "atlop.pt"), "docunet").get("down_dim") is None
     with pytest.raises(InputError, match="atlop.pt: does not fit the model: .*liner.weight is mis"):
         load_weights(small_model(backbone="docunet"), tmp_path / "atlop.pt")

@@ -168,6 +168,22 @@ def test_official_format_is_accepted_by_the_scorer(folder, extractor, tmp_path):
     assert correct + sum(len(record["missed"]) for record in records) == gold
 
 
+def test_a_relation_that_is_too_many_of_its_pair_is_missed(tokenizer):
+    model = small_model(settings={"labels_per_pair": 1})
+    extractor, document = (
+        RelationExtractor(model, tokenizer, device="cpu"),
+        make_document(random.Random(1), 3),
+    )
+    document["labels"] = []
+    most = RelationExtractor(small_model(settings={"labels_per_pair": 2}), tokenizer, device="cpu")
+    for x in most(document)["relations"]:  # two of each pair, both above the threshold
+        ends = {"h": x["head"]["entity"], "t": x["tail"]["entity"]}
+        document["labels"].append(ends | {"r": x["relation"]})
+    record = extractor(document)
+    assert len(record["missed"]) == len(record["relations"]) == 6
+    assert {x["pattern"] for x in record["missed"]} == {"FP"}
+
+
 @pytest.mark.parametrize("loss_type,lower", [("ATL", 25), ("balance_softmax", 18)])
 def test_missed_relations_and_their_patterns(tokenizer, loss_type, lower):
     model = small_model(seed=3, settings={"loss_type": loss_type})

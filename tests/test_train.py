@@ -310,6 +310,20 @@ def test_finished_run_is_not_overwritten_unasked(demo, finished):
     assert (finished / "results.json").read_bytes() == before
 
 
+def test_a_model_and_the_files_of_a_user_stay(demo, finished, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    shutil.copy(finished / "config.json", model)
+    with pytest.raises(InputError, match="holds a model, or the beginning of a run; add --over"):
+        train.main(flags(demo, model))
+    own = tmp_path / "my"
+    shutil.copytree(demo, own)
+    shutil.copy(ROOT / "meta/rel2id.json", own)
+    more = ["--rel2id", str(own / "rel2id.json"), "--num_train_epochs", "1"]
+    train.main(flags(own, own, *more))
+    assert read(own / "rel2id.json") == read(ROOT / "meta/rel2id.json")
+
+
 def test_a_folder_in_which_a_run_is_at_work_is_refused(demo, tmp_path):
     """Whatever is asked for; and what the other is just writing stays."""
     output = tmp_path / "a"

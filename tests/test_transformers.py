@@ -67,17 +67,6 @@ def test_what_save_pretrained_writes_is_a_run_folder_again(tokenizer, tmp_path, 
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
-def test_weights_in_several_files(folder, tokenizer, tmp_path):
-    model = load_model(folder).eval()
-    model.save_pretrained(tmp_path, max_shard_size="100KB")
-    _, second, *_ = sorted(tmp_path.glob("model-*.safetensors"))
-    loaded = load_model(tmp_path).eval()
-    assert torch.equal(logits_of(loaded, tokenizer), logits_of(model, tokenizer))
-    second.unlink()
-    with pytest.raises(InputError, match=f"^{second}: no such file$"):
-        load_model(tmp_path)
-
-
 def test_a_model_over_an_encoder_in_half_precision_comes_back_whole(tokenizer, tmp_path):
     small_model().model.half().save_pretrained(tmp_path / "encoder")
     model = new_model(build_encoder(str(tmp_path / "encoder")), emb_size=64).eval()
