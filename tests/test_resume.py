@@ -293,6 +293,9 @@ def test_a_finished_run_stays_as_it_is(demo, whole, tmp_path, capsys):
     assert "finished before" in capsys.readouterr().out
     train.main([*flags(demo, whole), "--resume", "--cpu_kernels", "off"])  # of another machine
     train.main([*flags(demo, whole), "--resume", "--margin", "5"])  # its default
+    capsys.readouterr()
+    train.main([*flags(demo, whole), "--resume", "--tune_threshold"])
+    assert "without --tune_threshold; for that: train.py --load_path" in capsys.readouterr().out
     with pytest.raises(InputError, match="with loss 'HingeABL', not 'HingeABL:m3'"):
         train.main([*flags(demo, whole), "--resume", "--margin", "3"])
     with pytest.raises(InputError, match="--resume: the run in .* with seed 66, not 7"):
