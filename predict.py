@@ -41,7 +41,7 @@ from inputs.files import (
     run_main,
     write_atomically,
 )
-from inputs.spacy_documents import load_pipeline, read_text, text_documents
+from inputs.spacy_documents import load_pipeline, read_article, text_documents
 from inputs.span_documents import read_new_documents
 from viewing import page
 from viewing.formats import FORMATS
@@ -127,7 +127,7 @@ def read_texts(paths, ner, unique_titles):
     """The list of documents that the spaCy pipeline `ner` makes of text files. unique_titles: two
     documents with one title are an error. Raises InputError."""
     nlp, documents = load_pipeline(ner), []
-    texts = [(read_text(path, nlp.max_length), path) for path in paths]
+    texts = [(read_article(path, nlp.max_length), path) for path in paths]
     for doc, path in tqdm(nlp.pipe(texts, as_tuples=True), ner, len(texts), disable=None):
         try:
             documents += text_documents(doc, "standard input" if path == "-" else Path(path).stem)

@@ -16,7 +16,7 @@ import re
 from bisect import bisect_right
 from itertools import accumulate, pairwise
 
-from inputs.files import InputError, reason_of
+from inputs.files import InputError, read_text, reason_of
 
 LONGEST = 400  # words of a document; Re-DocRED's have 200 on average
 DOCRED = {  # DocRED's entity types -> spaCy's
@@ -45,17 +45,9 @@ def load_pipeline(name):
         raise InputError(f"--ner {name}: {reason_of(error)} {hint}".strip()) from None
 
 
-def read_text(path, longest):
-    """The text of a UTF-8 file; "-" is standard input. Raises InputError, also for more than
-    `longest` characters."""
-    try:
-        # newline="" keeps line ends, so that offsets are those of the file
-        with open(0 if path == "-" else path, encoding="utf-8-sig", newline="") as file:
-            text = file.read(longest + 1)
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
+def read_article(path, longest):
+    """`read_text` of a file. Raises InputError, also for more than `longest` characters."""
+    text = read_text(path)
     if len(text) > longest:
         raise InputError(f"{path}: longer than the pipeline's {longest:,} characters (split it)")
     return text

@@ -1,11 +1,11 @@
 """docs/articles: marks and texts belong together, and the page's counts are theirs."""
 
 import score_by_name
-from conftest import ROOT
+from conftest import ROOT, read, shared
 
 from inputs.documents import read_documents
 from inputs.files import write_json
-from inputs.spacy_documents import LONGEST, read_text
+from inputs.spacy_documents import LONGEST, read_article
 
 FOLDER = ROOT / "docs/articles"
 INVERSE = dict(
@@ -30,7 +30,7 @@ def test_texts_and_mentions_are_the_words_of_the_documents():
     found = articles()
     assert {x["title"] for x in found} == {x.stem for x in FOLDER.glob("*.txt")}
     for document in found:
-        text = read_text(FOLDER / f"{document['title']}.txt", 10_000)
+        text = read_article(FOLDER / f"{document['title']}.txt", 10_000)
         words = [word for sentence in document["sents"] for word in sentence]
         assert "".join(text.split()) == "".join(words) and len(words) <= LONGEST
         spans = set()
@@ -108,3 +108,24 @@ def test_relations_are_scored_by_the_names_of_their_entities(tmp_path, capsys):
     assert capsys.readouterr().out == (
         "4 found, 260 in the truth, 2 right\nprecision 50.0, recall 0.8, F1 1.5\n"
     )
+
+
+def test_where_places_lie_in_the_train_documents():
+    """Of the documents with one tail of P17, the other places that have P17 with it."""
+    documents, place, apart = 0, [], []
+    for document in read(shared("redocred-2612/train_revised.json")):
+        facts = [x for x in document["labels"] if x["r"] == "P17"]
+        if len({x["t"] for x in facts}) != 1:
+            continue
+        documents, country = documents + 1, facts[0]["t"]
+        heads = {x["h"] for x in facts}
+        of = [{m["sent_id"] for m in mentions} for mentions in document["vertexSet"]]
+        for i, mentions in enumerate(document["vertexSet"]):
+            if i != country and mentions[0]["type"] == "LOC":
+                place.append(i in heads)
+                if not of[i] & of[country]:
+                    apart.append(i in heads)
+    said = " ".join((ROOT / "docs/articles/README.md").read_text().split())
+    assert f"Of the 2,612, {documents:,} name just one country" in said
+    shares = [f"{100 * sum(x) / len(x):.0f} %" for x in (place, apart)]
+    assert "there {} of the other places have P17 with it, and {} of those".format(*shares) in said

@@ -28,10 +28,17 @@ DATA = {  # folder of results/ -> folder of SHARED_DIR
     "redocred-992": "redocred-992",
     "redocred-992-mpnet": "redocred-992",
     "redocred-992-10-epochs": "redocred-992",
+    "redocred-2612-5-epochs": "redocred-2612",
     "precision/mini": "redocred-mini",
     "cdr": "cdr",
 }
-REPORTS = "redocred-992", "redocred-992-mpnet", "redocred-992-10-epochs", "cdr"
+REPORTS = (
+    "redocred-992",
+    "redocred-992-mpnet",
+    "redocred-992-10-epochs",
+    "redocred-2612-5-epochs",
+    "cdr",
+)
 # An older version's report, of runs that kept neither predictions nor logits.
 OLD = "redocred-mini"
 
