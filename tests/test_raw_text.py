@@ -1,6 +1,6 @@
 """Raw text by a real spaCy: a blank English pipeline with a sentencizer and an entity ruler."""
 
-import os
+import io
 import random
 import sys
 
@@ -212,15 +212,11 @@ def test_command_gives_the_documents_relations(tmp_path, nlp, pipeline, folder, 
     assert none == {"title": "none", "relations": []}
 
 
-def test_standard_input_and_line_ends(tmp_path, pipeline, folder):
+def test_standard_input_and_line_ends(tmp_path, pipeline, folder, monkeypatch):
     """Characters are counted as they stand in the file."""
     text = "Nothing.\r\nAda Lovelace saw\r\nLondon.\r\n"
-    (tmp_path / "in.txt").write_bytes(text.encode())
-    before = os.dup(0)
-    with open(tmp_path / "in.txt") as file:
-        os.dup2(file.fileno(), 0)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     (record,) = run(folder, pipeline, tmp_path / "out.json", "-")
-    os.dup2(before, 0)
     assert record["title"] == "standard input" and record["relations"]
     for x in record["relations"]:
         for m in x["head"]["mentions"] + x["tail"]["mentions"]:
