@@ -52,8 +52,8 @@ def read_split(path, classes, is_train):
 
 def documents_of(group, data_dir):
     """Of the data files of a group's runs in data_dir (None: no folder) the documents of those
-    with the recorded SHA-256, split -> documents; the documents of all files with these names; and
-    notes on files that are missing, changed or broken."""
+    with the recorded SHA-256, split -> documents; the documents of all files with the first run's
+    names; and notes on files that are missing, changed or broken."""
     of_runs, of_folder, notes = {}, {}, []
     classes = tuple(group["classes"].items())
     for split in ("train", "dev", "test") if data_dir else ():

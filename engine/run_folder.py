@@ -31,7 +31,7 @@ from huggingface_hub import EvalResult, ModelCardData, snapshot_download
 
 from encoders.loading import check_encoder
 from engine import distributed
-from engine.checkpoint import WEIGHTS, check_fit, load_state, weights_of, write_state
+from engine.checkpoint import PACKED, WEIGHTS, check_fit, load_state, weights_of, write_state
 from engine.margins import write_margins
 from engine.options import SAVED_WITH_MODEL, Options, check_value, saved_with
 from engine.scoring import patterns_of_documents, stack
@@ -131,7 +131,7 @@ def locked(folder):
 
 def clear(folder):
     """Removes what an earlier run found from its folder."""
-    names = [RESULTS, METRICS, PREDICTIONS, PATTERNS, CONFIG, WEIGHTS]
+    names = [RESULTS, METRICS, PREDICTIONS, PATTERNS, CONFIG, WEIGHTS, PACKED]
     for split in SPLITS:
         names += [logits_file(split), margins_file(split)]
         names += [submission_file(split, kind) for kind in ("tuned", "fusion")]
@@ -143,7 +143,7 @@ def clear(folder):
 # --- The model --------------------------------------------------------------------------------
 
 # The files that are downloaded from a model of the hub.
-OF_MODEL = [CONFIG, "model*.safetensors", "*token*", "vocab*", "merges.txt", "*.model"]
+OF_MODEL = [CONFIG, WEIGHTS, PACKED, "*token*", "vocab*", "merges.txt", "*.model"]
 
 
 def fetch(name):

@@ -11,8 +11,10 @@ address of a folder to fetch from instead, e.g. of a mirror.
 import argparse
 import hashlib
 import os
+import shutil
 import ssl
 import sys
+import tempfile
 import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
@@ -66,14 +68,14 @@ def provide(name, folder, url):
             say(f"{url}/{name}: expected {expected}, found {blob_id(content)}; not taken")
             return False
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".unfinished-{name}"
-        unfinished.write_bytes(content)
         if old:
             backups = (path.with_name(f"{name}.bak{n if n > 1 else ''}") for n in count(1))
             backup = next(x for x in backups if not x.exists())
-            path.rename(backup)
+            shutil.copy2(path, backup)
             print(f"{name}: what was there ({old}) is now {backup.name}")
-        unfinished.replace(path)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as temporary:
+            (Path(temporary) / name).write_bytes(content)
+            (Path(temporary) / name).replace(path)
     except (OSError, HTTPException, ValueError) as error:
         say(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
         return False

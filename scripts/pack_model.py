@@ -1,10 +1,12 @@
 """Saves a run folder's model with weights in 8 bits, a quarter of the size, in a new folder.
 
-    python scripts/pack_model.py --model runs/demo --output packed --threshold_shift -0.4
+    python scripts/pack_model.py --model runs/demo --output packed
+    python scripts/pack_model.py --model runs/demo --output packed --threshold_shift -0.4 \\
+        --evidence_threshold 0.1
 
 predict.py, train.py --load_path and RelationExtractor read it like a run folder; transformers alone
-cannot. Measure the effect on the scores with train.py --load_path. --threshold_shift: what train.py
---tune_threshold found; the model then has its best threshold wherever it is used.
+cannot. Measure the effect on the scores with train.py --load_path. The thresholds: what train.py
+--tune_threshold found; the model then has its best ones wherever it is used.
 """
 
 import sys
@@ -20,7 +22,10 @@ from losses import ZERO_THRESHOLD
 
 
 def move_threshold(model, shift):
-    """Adds shift to the model's threshold (losses.decode), by the bias of its logits."""
+    """Adds shift to the model's threshold (losses.decode), by the bias of its logits. That of
+    fusion, which adds margins, is no longer known then."""
+    if shift:
+        model.config.fusion_threshold = None
     bias = getattr(model, model.class_layer).bias.data
     if model.config.loss_type in ZERO_THRESHOLD:
         bias -= shift
@@ -33,10 +38,13 @@ def main(argv=None):
     parser.add_argument("--model", required=True, help="run folder, or name on the hub")
     parser.add_argument("--output", required=True, type=Path, help="a new or empty folder")
     parser.add_argument("--threshold_shift", type=float, default=0.0, help="raises its threshold")
+    parser.add_argument("--evidence_threshold", type=float, help="default: the model's")
     args = parser.parse_args(argv)
     folder = fetch(args.model)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     move_threshold(model, args.threshold_shift)
+    if args.evidence_threshold is not None:
+        model.config.evidence_threshold = args.evidence_threshold
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         if any(args.output.iterdir()):

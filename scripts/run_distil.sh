@@ -10,7 +10,8 @@
 #   BACKBONE   default kd_docre
 #   TEACHERS   run folders that are there, instead of the first phase; several: their mean
 #   OUT        default runs/distil
-#   TEACHER_FLAGS, STUDENT_FLAGS, TUNED_FLAGS    further flags of one phase
+#   TEACHER_FLAGS, STUDENT_FLAGS, TUNED_FLAGS    further flags of one phase, which come last of all;
+#              split at blanks
 # Flags given to this script go to every phase, behind its own, so they win:
 #   bash scripts/run_distil.sh --data_dir /path/to/redocred --seed 1
 # The numbers for RoBERTa-large:

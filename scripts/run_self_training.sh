@@ -9,7 +9,8 @@
 #              downloaded
 #   TEACHERS   run folders that are there, instead of the first phase; several: their mean
 #   OUT        default runs/self-training
-#   TEACHER_FLAGS, STUDENT_FLAGS, TUNED_FLAGS    further flags of one phase
+#   TEACHER_FLAGS, STUDENT_FLAGS, TUNED_FLAGS    further flags of one phase, which come last of all;
+#              split at blanks
 # Flags given to this script go to every phase, behind its own, so they win. Fusion belongs to it:
 #   bash scripts/run_self_training.sh --data_dir /path/to/redocred --fusion
 # On DocRED, whose test split has no labels:

@@ -173,4 +173,4 @@ def test_without_python(fake_script, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/dirname").symlink_to(shutil.which("dirname"))
     result = run("", script=fake_script, PATH=str(tmp_path / "bin"), PYTHON="")
-    assert result.returncode == 2 and "needs Python 3.10 or newer" in result.stderr
+    assert result.returncode == 2 and "finds no Python" in result.stderr
