@@ -204,7 +204,7 @@ def test_bad_file_is_refused_with_one_line(tmp_path, text):
 
 
 def test_not_utf_8_is_refused():
-    with pytest.raises(InputError, match="in.json: document 0: not valid JSON: 'utf-8' codec"):
+    with pytest.raises(InputError, match="in.json: document 0: not valid JSON: .*(?i:utf-8)"):
         list(read_new_documents('{"a": "é"}'.encode("latin-1"), "in.json", REL2ID))
 
 
