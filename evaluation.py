@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from inputs.documents import iter_documents, read_documents, read_predictions
-from inputs.files import META_DIR, InputError, OneLineParser, relation_ids, run_main, write_json
+from inputs.files import META_DIR, OneLineParser, relation_ids, run_main, write_json
 
 # The ten relations with most facts in DocRED's training set; all others are the long tail. They are
 # fixed, because a part of the corpus may have other ten.
@@ -224,37 +224,6 @@ def pattern_ratios(counts):
     return np.stack([false, missed, counts[..., 3]], -1) / np.maximum(wholes, 1)
 
 
-def read_logits(path):
-    """A run's logits file: {"logits", "labels" [pairs, classes], "threshold" [pairs, 1] or None}.
-    Raises InputError."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("logits", "labels")}
-            arrays["threshold"] = file["threshold"] if "threshold" in file else None
-        _check_arrays(**arrays)
-        return arrays
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # whatever numpy and zipfile raise on a foreign file
-        raise InputError(f"{path}: not a logits file: {error!r}") from None
-
-
-LARGEST_SCORE = 1e9  # no model's logits are larger; sums of larger ones would not be exact
-
-
-def _check_arrays(logits, labels, threshold):
-    if logits.shape != labels.shape or logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError("logits and labels are not of one shape [pairs, classes]")
-    if labels.dtype.kind not in "biuf":
-        raise ValueError(f"labels: {labels.dtype} are no numbers")
-    if threshold is not None and threshold.shape != (len(logits), 1):
-        raise ValueError("threshold: not of shape [pairs, 1]")
-    for array in (logits,) if threshold is None else (logits, threshold):
-        is_float = array.dtype in (np.float16, np.float32, np.float64)
-        if not is_float or not (np.abs(array.astype(float)) <= LARGEST_SCORE).all():
-            raise ValueError(f"logits or threshold: not all are floats up to {LARGEST_SCORE:g}")
-
-
 def format_scores(scores):
     """The scores in percent and the counts, as text of a few lines."""
     p = {k: f"{100 * v:.2f}" for k, v in scores.items() if isinstance(v, float)}
@@ -285,7 +254,6 @@ def main(argv=None):
     parser.add_argument(
         "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
     )
-    parser.add_argument("--logits", help="a run's logits of these documents (.npz): adds patterns")
     parser.add_argument("--output", help="write the scores as JSON to this file")
     args = parser.parse_args(argv)
     rel2id = relation_ids(args.rel2id)
@@ -298,8 +266,6 @@ def main(argv=None):
     distant = known_facts(args.distant, truth, rel2id)[0] if args.distant else None
     frequent = frequent_relations(counts, rel2id)
     scores = evaluate(predictions, truth, train, distant, frequent)
-    if args.logits:
-        scores |= count_patterns(**read_logits(args.logits))
     print(format_scores(scores))
     if not args.train:
         print("no --train file: Ign F1 leaves out nothing")

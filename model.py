@@ -290,9 +290,13 @@ def localized_contexts(tokens, attention, eps=1e-5, diagonal=False):
     first, second = torch.triu_indices(size, size, 0 if diagonal else 1, device=tokens.device)
     with full_precision(tokens):  # products of attention weights underflow in half precision
         q = pair_attention(attention).flatten(2)
-        q = q.index_select(2, first * size + second)  # [B, L, number of unordered pairs]
-        q = q / (q.sum(1, keepdim=True) + eps)
-        return q.transpose(1, 2) @ at_least_float32(tokens)
+        return pooled(tokens, q.index_select(2, first * size + second), eps)
+
+
+def pooled(tokens, q, eps):
+    """H^T q / (sum of q + eps) for each of the pairs' q [B, L, pairs], [B, pairs, d]."""
+    q = q / (q.sum(1, keepdim=True) + eps)
+    return q.transpose(1, 2) @ at_least_float32(tokens)
 
 
 def pair_attention(attention):

@@ -181,6 +181,8 @@ def train(args, data, predictor, folder, log):
     if distributed.rank():  # every process draws its own dropout
         torch.manual_seed(args.seed + distributed.rank())
     progress = resume.restore(folder, parts, settings, args.device) if args.resume else {}
+    if teachers:
+        teachers.keep(memory=1e9 * args.teacher_memory)  # takes long, so after all checks
     replica.train()
     best = fit.fit(
         fit.Progress(**progress),

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from msgspec import Meta
 from torch import nn
 
-from encoders.mention_attention import at_least_float32, full_precision
+from encoders.mention_attention import full_precision
 from inputs.files import InputError
-from model import DocREModel, pair_attention
+from model import DocREModel, pair_attention, pooled
 
 
 class DocuNet(DocREModel, backbone="docunet"):
@@ -62,7 +62,9 @@ class DocuNet(DocREModel, backbone="docunet"):
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
         # liner(q^T H) = q^T (H W^T) + b, which pools 3 channels instead of d. [B, E, E, 3]
-        image = context_grid(F.linear(tokens, self.liner.weight), attention) + self.liner.bias
+        image = (
+            context_grid(F.linear(tokens, self.liner.weight), attention, self.eps) + self.liner.bias
+        )
         largest = max(image.shape[1], self.config.max_height)
         grid = image.new_zeros(len(image), largest, largest, self.config.unet_out_dim)
         for docs, height in self.heights(num_entities, image.shape[1]):
@@ -138,10 +140,8 @@ class Up(nn.Module):
         return self.conv(torch.cat([skip, F.pad(image, sides)], dim=1))
 
 
-def context_grid(values, attention):
+def context_grid(values, attention, eps):
     """`model.localized_contexts` of values [B, L, n] for all (head, tail), [B, E, E, n]."""
     with full_precision(values):
-        q = pair_attention(attention).flatten(2)
-        q = q / (q.sum(1, keepdim=True) + 1e-5)
-        pooled = q.transpose(1, 2) @ at_least_float32(values)
-    return pooled.unflatten(1, (attention.shape[1], -1))
+        contexts = pooled(values, pair_attention(attention).flatten(2), eps)
+    return contexts.unflatten(1, (attention.shape[1], -1))

@@ -8,7 +8,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from encoders.mention_attention import computes_attention, dropout_name, run_encoder
 from inputs.files import InputError, reason_of
 
-SMALLEST_WINDOW = 8
 # Weights that a checkpoint may lack or have: we use no pooler, and old versions saved position ids.
 UNUSED = re.compile(r"(.*\.)?pooler\..*|.*position_ids")
 
@@ -83,10 +82,9 @@ def attention_of(config):
 
 
 def check_encoder(config):
-    """Raises ValueError for a decoder's configuration, and what `window_size` raises."""
+    """Raises ValueError for a decoder's configuration."""
     if getattr(config, "is_decoder", False):
         raise ValueError("a decoder (is_decoder), whose tokens do not see those after them")
-    window_size(config)
 
 
 def check_precision(config, precision):
@@ -140,11 +138,8 @@ def transformer_type(config):
 
 
 def window_size(config, largest=512):
-    """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders. Raises
-    ValueError for less than SMALLEST_WINDOW."""
+    """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders."""
     limit = getattr(config, "max_position_embeddings", None) or largest
     if transformer_type(config) == "roberta" or config.model_type == "mpnet":
         limit -= config.pad_token_id + 1  # their first position
-    if limit < SMALLEST_WINDOW:
-        raise ValueError(f"max_position_embeddings: windows of {limit} tokens are too small")
     return min(limit, largest)

@@ -10,7 +10,7 @@ from engine.device import pick_device
 from engine.options import FLAGS, RECIPE, Options, build_parser, check_value, saved_with
 from engine.run_folder import CONFIG, METRICS, RESULTS, load_config, read_results, state_files
 from inputs.files import InputError, relation_ids
-from losses import ZERO_THRESHOLD
+from losses import ZERO_THRESHOLD, all_options
 
 
 def parse_runs(argv=None):
@@ -25,6 +25,8 @@ def parse_runs(argv=None):
         if args.init_path:
             recipe = {"model_name_or_path": recipe.get("model_name_or_path", source)}
         parser.set_defaults(rel2id=Path(source) / CONFIG, **recipe | saved)
+        if parser.parse_args(argv).loss_type != saved["loss_type"]:  # its margin is no other loss's
+            parser.set_defaults(**{name: FLAGS[name].default for name in all_options()})
     elif args.load_path:  # a released checkpoint does not say which loss it was trained with
         parser.set_defaults(loss_type=BACKBONES[args.backbone].own_loss)
     given = vars(parser.parse_args(argv))
@@ -106,8 +108,8 @@ def check_teachers(args):
     """Raises InputError for teachers that are no run folders or whose classes mean something else,
     and for flags that mean nothing without or beside them."""
     if not args.teacher:
-        for name, idle in ("teacher_evidence", 0), ("unlabelled_file", ""):
-            if getattr(args, name) != idle:
+        for name in "teacher_weight", "teacher_evidence", "unlabelled_file":
+            if getattr(args, name) != FLAGS[name].default:
                 raise InputError(f"--{name}: only with --teacher")
         if args.label_weight == 0:
             raise InputError("--label_weight 0: only with --teacher, for else nothing is learned")

@@ -19,17 +19,16 @@ from inputs.files import META_DIR, InputError, OneLineParser
 from losses import LOSSES, Positive, all_options
 
 
-def flag(default, help=None, *, saved=None, free=False, row=False, scored=False):
+def flag(default, help=None, *, saved=None, free=False, row=False):
     """A field of the flags.
 
     saved    the flag's name in DocREConfig, True: the same. --load_path and --init_path take the
              flag from there
-    free     the weights do not depend on it, so --resume may change it, and a report ignores it
-             (unless scored: the scores of evidence and fusion depend on it)
+    free     nothing depends on it, so --resume may change it, and a report ignores it
     row      the report names it in a row or elsewhere. Runs that differ in a flag that is neither
              free nor row are never averaged
     """
-    facts = {"help": help, "saved": saved, "free": free, "row": row, "scored": scored}
+    facts = {"help": help, "saved": saved, "free": free, "row": row}
     return dataclasses.field(default=default, metadata=facts)
 
 
@@ -73,11 +72,7 @@ class Own:
         0.0, "of the evidence loss (DREEAM: 0.1 BERT, 0.05 RoBERTa)", saved=True, row=True
     )
     evidence_threshold: Fraction = flag(
-        0.2,
-        "a sentence with more of a pair's attention is its evidence",
-        saved=True,
-        free=True,
-        scored=True,
+        0.2, "a sentence with more of a pair's attention is its evidence", saved=True
     )
     teacher: tuple[str, ...] | None = flag(
         None, "run folders; their mean logits and attention are taught"
@@ -159,11 +154,7 @@ SAVED_WITH_MODEL = {
 }
 FREE_TO_CHANGE = frozenset(name for name, x in FLAGS.items() if x.metadata["free"])
 # The flags by which report.py groups runs.
-SETTINGS = [
-    name
-    for name, x in FLAGS.items()
-    if x.metadata["scored"] or not (x.metadata["free"] or x.metadata["row"])
-]
+SETTINGS = [name for name, x in FLAGS.items() if not (x.metadata["free"] or x.metadata["row"])]
 MACHINE = {"precision", "cpu_kernels", "deterministic"}  # may differ from machine to machine
 # The flags that must be equal for --resume to take a finished run for the one that is asked for.
 COMPARED = FLAGS.keys() - FREE_TO_CHANGE - MACHINE

@@ -34,16 +34,13 @@ def load_teachers(args, data):
             for feature in predictor.features(documents):
                 mine = own[len(made)]  # held once where it is the same
                 made.append(mine if feature["input_ids"] == mine["input_ids"] else feature)
-    teachers = Teachers(
+    return Teachers(
         predictors,
         features,
         same_ids=all(x is y for made in features for x, y in zip(made, own, strict=True)),
         logits=args.teacher_weight > 0,
         attention=args.teacher_evidence > 0,
     )
-    if distributed.world_size() == 1 and teachers.num_bytes() <= args.teacher_memory * 1e9:
-        teachers.keep()
-    return teachers
 
 
 class Teachers:
@@ -86,8 +83,19 @@ class Teachers:
             outputs.append(taught)
         return {name: sum(x[name] for x in outputs) / len(outputs) for name in outputs[0]}
 
-    def keep(self):
-        """Computes all that will be taught, and lets go of the teachers."""
+    def keep(self, memory):
+        """Computes all that will be taught, once, and lets go of the teachers, unless it takes more
+        bytes than memory, or is for several processes."""
+        if self.kept:  # for the run of another seed
+            return
+        once = distributed.world_size() == 1 and self.num_bytes() <= memory
+        if distributed.is_first():
+            when = "once" if once else "in every step"
+            print(f"teachers: {self.num_bytes() / 1e9:.1f} GB, computed {when}")
+            if self.attention:
+                print(f"teachers: attention by {'tokens' if self.same_ids else 'sentences'}")
+        if not once:
+            return
         features, self.kept = self.features[0], [None] * len(self.features[0])
         hidden = distributed.hides_bars()
         bar = tqdm(total=len(features), desc="teachers", unit="doc", leave=False, disable=hidden)

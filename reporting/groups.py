@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from backbones import BACKBONES
 from engine.options import FLAGS, SAVED_WITH_MODEL, SETTINGS, Options, check_value
@@ -30,7 +31,7 @@ from engine.run_folder import (
     logits_file,
     read_results,
 )
-from evaluation import PATTERNS, RATIOS, prediction_patterns, read_logits
+from evaluation import PATTERNS, RATIOS, prediction_patterns
 from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
 from losses import LOSSES, loss_label, read_label
 from model import DocREConfig
@@ -276,16 +277,20 @@ def threshold_ends(runs):
 def read_pair(run, split, row):
     """One pair of a run's logits, as figures.pair_scores takes it. Raises InputError."""
     path = run["folder"] / logits_file(split)
-    arrays = {k: x if x is None else x[row : row + 1] for k, x in read_logits(path).items()}
-    if len(arrays["logits"]) == 0:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = "logits", "labels", "threshold"
+            logits, labels, threshold = (file[name][row : row + 1] for name in names)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # whatever numpy and zipfile raise on a foreign file
+        raise InputError(f"{path}: not a logits file: {error!r}") from None
+    if len(logits) == 0:
         raise InputError(f"{path}: it has no pair number {row}")
-    if arrays["logits"].shape[1] != len(run["classes"]):
-        raise InputError(f"{path}: the scores are not those of {len(run['classes'])} classes")
-    pattern = PATTERNS[prediction_patterns(**arrays)[0]]
-    threshold = arrays["logits"] if arrays["threshold"] is None else arrays["threshold"]
+    pattern = PATTERNS[prediction_patterns(logits, labels, threshold)[0]]
     return {
         "title": f"{run['loss']}, seed {printable(run['seed'], 40)}: {pattern}",
-        "scores": arrays["logits"][0, 1:],
-        "labels": arrays["labels"][0, 1:] > 0,
+        "scores": logits[0, 1:],
+        "labels": labels[0, 1:] > 0,
         "threshold": float(threshold[0, 0]),
     }

@@ -13,9 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from inputs.documents import document_name
 from inputs.files import InputError, OneLineParser, read_bytes, relation_ids, run_main, write_json
-from inputs.span_documents import read_new_documents
-
-FIELDS = "title", "sents", "vertexSet", "labels", "candidates", "own_markers"
+from inputs.span_documents import FIELDS, read_new_documents
 
 
 def main(argv=None):

@@ -22,10 +22,7 @@ from losses import ZERO_THRESHOLD
 
 
 def move_threshold(model, shift):
-    """Adds shift to the model's threshold (losses.decode), by the bias of its logits. That of
-    fusion, which adds margins, is no longer known then."""
-    if shift:
-        model.config.fusion_threshold = None
+    """Adds shift to the model's threshold (losses.decode), by the bias of its logits."""
     bias = getattr(model, model.class_layer).bias.data
     if model.config.loss_type in ZERO_THRESHOLD:
         bias -= shift
@@ -45,6 +42,8 @@ def main(argv=None):
     move_threshold(model, args.threshold_shift)
     if args.evidence_threshold is not None:
         model.config.evidence_threshold = args.evidence_threshold
+    if args.threshold_shift or args.evidence_threshold is not None:
+        model.config.fusion_threshold = None  # it was found with the others
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         if any(args.output.iterdir()):

@@ -18,7 +18,8 @@
 #   TEACHER_FLAGS="--num_train_epochs 30 --train_batch_size 4" \
 #   STUDENT_FLAGS="--num_train_epochs 20 --train_batch_size 4 --gradient_accumulation_steps 1
 #     --learning_rate 1e-5 --classifier_lr 5e-5 --max_grad_norm 1" \
-#   TUNED_FLAGS="--num_train_epochs 20 --train_batch_size 1 --warmup_ratio 0.1 --max_grad_norm 1" \
+#   TUNED_FLAGS="--num_train_epochs 20 --train_batch_size 1 --warmup_ratio 0.1 --max_grad_norm 1
+#     --num_labels 3" \
 #   bash scripts/run_distil.sh --model_name_or_path roberta-large --emb_size 1024
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

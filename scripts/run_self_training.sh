@@ -19,7 +19,7 @@
 # The numbers for RoBERTa-large:
 #   TEACHER_FLAGS="--evidence_weight 0.05 --learning_rate 3e-5" \
 #   STUDENT_FLAGS="--learning_rate 1e-5 --classifier_lr 5e-5 --num_train_epochs 5" \
-#   TUNED_FLAGS="--evidence_weight 0.05" \
+#   TUNED_FLAGS="--evidence_weight 0.05 --warmup_ratio 0.1" \
 #   bash scripts/run_self_training.sh --model_name_or_path roberta-large --emb_size 1024 --fusion
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

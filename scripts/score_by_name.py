@@ -9,22 +9,31 @@ A found entity is the first of the document's entities that has a mention of the
 aside). A relation with an entity that is none of them is wrong.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from inputs.documents import read_documents
-from inputs.files import InputError, read_json, run_main
+from inputs.files import (
+    META_DIR,
+    InputError,
+    OneLineParser,
+    read_json,
+    relation_ids,
+    run_main,
+)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pred", required=True, help="what predict.py wrote, JSON")
     parser.add_argument("--truth", required=True, help="the same documents with labels")
+    parser.add_argument(
+        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
+    )
     args = parser.parse_args(argv)
-    documents = read_documents(args.truth)
+    documents = read_documents(args.truth, relation_ids(args.rel2id))
     truth = {document["title"]: document for document in documents}
     found, gold = set(), set()
     for title, document in truth.items():

