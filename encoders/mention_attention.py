@@ -125,7 +125,7 @@ def hooked(encoder, input_ids, attention_mask, num_layers=1):
     names, modules = attention_modules(encoder)
     layers, hooks = [], []
     for module in modules[-num_layers:]:
-        calls = {name: [] for name in names if hasattr(module, name)}
+        calls = {name: [] for name in names}
         layers.append((module, calls))
         for name, outputs in calls.items():
             hook = getattr(module, name).register_forward_hook

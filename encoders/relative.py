@@ -16,11 +16,11 @@ from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_
 
 
 def is_known(config):
-    """Whether SCORES has a function for this encoder."""
+    """Whether SCORES has a function for this encoder. Of DeBERTa it is for the variant of all
+    published versions 2 and 3."""
     if config.model_type == "deberta-v2":
-        terms = set(config.pos_att_type or [])
-        if not terms <= {"c2p", "p2c"} or config.relative_attention and not terms:
-            return False
+        both = set(config.pos_att_type or []) == {"c2p", "p2c"}
+        return both and config.relative_attention and config.share_att_key
     return config.model_type in SCORES
 
 
@@ -41,43 +41,22 @@ def products(query, key):
 def deberta_v2(encoder, attention, calls, mention_pos):
     """DeBERTa-v2 and -v3 (He et al., ICLR 2021, Eq. 4), for query token i and key token j:
 
-        (Q_i K_j + Q_i P^K_b + K_j P^Q_b) / sqrt(size * terms)
+        (Q_i K_j + Q_i P^K_b + K_j P^Q_b) / sqrt(3 size)
 
-    b is the bucket of the distance i - j; P^K and P^Q are keys and queries computed from embeddings
-    of the buckets. The second term is "c2p", the third "p2c"; pos_att_type says which of them there
-    are, and terms is 1 + their number. With share_att_key, P^K and P^Q are the outputs of the
-    tokens' own projections in their second call."""
+    b is the bucket of the distance i - j; P^K and P^Q are keys and queries of the embeddings of
+    the buckets: the outputs of the tokens' own projections in their second call."""
     size = attention.attention_head_size
-    query, key = (calls[name][0].unflatten(-1, (-1, size)) for name in ("query_proj", "key_proj"))
-    pos_query, pos_key = (
-        None if x is None else x.unflatten(-1, (-1, size)) for x in _of_distances(attention, calls)
+    (query, pos_query), (key, pos_key) = (
+        [x.unflatten(-1, (-1, size)) for x in calls[name]] for name in ("query_proj", "key_proj")
     )
     query = at_mentions(query, mention_pos)
     scores = products(query, key)
-    if not attention.relative_attention:
-        return scores / divisor(attention)
     bucket = encoder.encoder.get_rel_pos(key[:, :, 0])[0][mention_pos]  # [W, R, T]
-
-    def index(embeddings):
-        return index_of(bucket, embeddings)[:, :, None].expand(scores.shape)
-
-    if "c2p" in attention.pos_att_type:
-        terms = contract("wrhs,nhs->wrhn", query, pos_key[0])
-        scores = scores + terms.gather(3, index(pos_key))
-    if "p2c" in attention.pos_att_type:
-        terms = contract("wths,nhs->whtn", key, pos_query[0])
-        terms = terms.gather(3, index(pos_query).permute(0, 2, 3, 1))  # [W, heads, T, R]
-        scores = scores + terms.permute(0, 3, 1, 2)
-    return scores / divisor(attention)
-
-
-def _of_distances(attention, calls):
-    """P^Q and P^K, [1, number of buckets, d] or None."""
-    if not attention.relative_attention:
-        return None, None
-    if attention.share_att_key:
-        return calls["query_proj"][1], calls["key_proj"][1]
-    return calls.get("pos_query_proj", [None])[0], calls.get("pos_key_proj", [None])[0]
+    index = index_of(bucket, pos_key)[:, :, None].expand(scores.shape)
+    to_key = contract("wrhs,nhs->wrhn", query, pos_key[0]).gather(3, index)
+    to_query = contract("wths,nhs->whtn", key, pos_query[0])
+    to_query = to_query.gather(3, index.permute(0, 2, 3, 1))  # [W, heads, T, R]
+    return (scores + to_key + to_query.permute(0, 3, 1, 2)) / divisor(attention)
 
 
 def index_of(bucket, embeddings):
@@ -87,9 +66,8 @@ def index_of(bucket, embeddings):
 
 
 def divisor(attention):
-    """sqrt(size * terms), rounded to float32 as in transformers, also for a float64 model."""
-    terms = 1.0 + len(attention.pos_att_type)
-    return torch.tensor(attention.attention_head_size * terms).sqrt().item()
+    """sqrt(3 size), rounded to float32 as in transformers, also for a float64 model."""
+    return torch.tensor(3.0 * attention.attention_head_size).sqrt().item()
 
 
 def mpnet(encoder, attention, calls, mention_pos):
@@ -141,7 +119,7 @@ def local_mask(encoder, whole):
 
 
 SCORES = {
-    "deberta-v2": (("query_proj", "key_proj", "pos_key_proj", "pos_query_proj"), deberta_v2),
+    "deberta-v2": (("query_proj", "key_proj"), deberta_v2),
     "mpnet": (("q", "k"), mpnet),
     "modernbert": (("Wqkv",), modernbert),
 }
@@ -161,20 +139,11 @@ def tables(encoder, attention, query, calls, length):
         return query, ()
     # `Attention` divides by sqrt(size), DeBERTa by its divisor.
     scale = attention.attention_head_size**0.5 / divisor(attention)
-    query = query * scale
-    if not attention.relative_attention:
-        return query, ()
     embeddings = attention.pos_dropout(encoder.encoder.get_rel_embedding())[None]
-    names = ("query_proj", "key_proj")
-    for name in names if attention.share_att_key else ("pos_query_proj", "pos_key_proj"):
-        if hasattr(attention, name):
-            calls.setdefault(name, []).append(getattr(attention, name)(embeddings))
-    pos_query, pos_key = _of_distances(attention, calls)
+    pos_query, pos_key = attention.query_proj(embeddings), attention.key_proj(embeddings)
+    calls["query_proj"].append(pos_query)
+    calls["key_proj"].append(pos_key)
     buckets = encoder.encoder.get_rel_pos(query.new_empty(length, 1))[0]  # [T, T]
     by_distance = torch.cat([buckets[0].flip(0), buckets[1:, 0]])  # i - j from 1 - T to T - 1
-    of_key = of_query = None
-    if "c2p" in attention.pos_att_type:
-        of_key = pos_key[0, index_of(by_distance, pos_key).flip(0)]
-    if "p2c" in attention.pos_att_type:
-        of_query = pos_query[0, index_of(by_distance, pos_query)] * scale
-    return query, (None, of_key, of_query)
+    index = index_of(by_distance, pos_key)
+    return query * scale, (None, pos_key[0, index.flip(0)], pos_query[0, index] * scale)

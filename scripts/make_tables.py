@@ -46,7 +46,7 @@ def read(path):
 
 def scores(folder, rows, columns):
     """Mean ± standard deviation over the seeds, or the paper's number. A row names run folders
-    of all seeds (ATL) or one (ATL-seed1)."""
+    of all seeds (ATL) or one (ATL-seed1), in one of the folders."""
     for row in rows:
         runs = runs_of(folder, row)
         papers = [column.removeprefix("the paper's ") for column in columns]
@@ -58,7 +58,8 @@ def scores(folder, rows, columns):
 
 def runs_of(folder, row):
     name = row if "-seed" in row else f"{row}-seed*"
-    runs = [read(path) for path in ROOT.glob(f"results/{folder}/{name}/results.json")]
+    paths = (path for x in folder.split() for path in ROOT.glob(f"results/{x}/{name}/results.json"))
+    runs = [read(path) for path in paths]
     return sorted(runs, key=lambda run: run["args"]["seed"])
 
 
@@ -121,6 +122,17 @@ def group_of(folder):
 def difference_text(x):
     pooled = "; pooled {:.2f} to {:.2f}".format(*x["pooled"]) if "pooled" in x else ""
     return f"{x['difference']:+.2f} ({x['low']:.2f} to {x['high']:.2f}{pooled})"
+
+
+def compared(folder, rows, columns):
+    """What scripts/compare.py wrote of two runs. A row is NAME_minus_NAME."""
+    for row in rows:
+        cells = []
+        for column in columns:
+            split, key = split_and_key(column)
+            path = f"results/{folder}/compared/{row}{'-shifted' * (split == 'shifted')}.json"
+            cells.append(difference_text(read(path)["scores"][key]))
+        yield cells
 
 
 def details(folder, rows, columns):
@@ -246,6 +258,7 @@ def with_tables(page, text):
             lines = [head, ["---"] * len(head)]
             for row, cells in zip(rows, make(folder, rows, head[1:]), strict=True):
                 label = row.replace("-seed", ", seed ").replace("-", ":").replace("/", ": ")
+                label = label.replace("_minus_", " minus ")
                 lines.append([label, *cells])
             table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
             begin, end = f"<!-- table: {name} -->", "<!-- end -->"

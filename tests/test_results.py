@@ -182,6 +182,10 @@ def test_the_intervals_in_the_text():
             for low_high in ([x["low"], x["high"]], x.get("pooled", ())):
                 numbers = abs(x["difference"]), *low_high
                 known |= {tuple(f"{y:.{digits}f}" for y in numbers) for digits in (1, 2)}
+    for scores in (read(x)["scores"].values() for x in ROOT.glob("results/*/compared/*.json")):
+        for x in scores:
+            numbers = abs(x["difference"]), x["low"], x["high"]
+            known.add(tuple(f"{y:.2f}" for y in numbers))
     ranked = [100 * read(x)["dev"]["FN_CRK/FN"] for x in RUNS.glob("ATL-seed*/results.json")]
     known.add(tuple(f"{x:.1f}" for x in (sum(ranked) / 5, min(ranked), max(ranked))))  # C5
     number = r"(-?\d+\.\d+)"
@@ -190,6 +194,19 @@ def test_the_intervals_in_the_text():
     assert len(found) > 90
     unknown = set(found) - known
     assert not unknown
+
+
+@pytest.mark.parametrize("path", ROOT.glob("results/*/compared/*.json"), ids=lambda x: x.stem)
+def test_compared_runs_have_their_scores(path):
+    """As scripts/compare.py computes them; a run may be in another folder."""
+    folders, scores = (path.parent.parent, ROOT / "results/redocred-2612-5-epochs"), []
+    for run in path.stem.removesuffix("-shifted").split("_minus_"):
+        paths = (folder / f"{run}-seed66/results.json" for folder in folders)
+        results = read(next(x for x in paths if x.exists()))
+        scores.append((results["tuned"] if path.stem.endswith("-shifted") else results)["test"])
+    for score, x in read(path)["scores"].items():
+        found = 100 * (scores[0][score] - scores[1][score])
+        assert x["difference"] == pytest.approx(found, abs=1e-6), score
 
 
 def test_the_verdicts():
