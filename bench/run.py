@@ -16,12 +16,10 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
-import transformers
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
@@ -62,8 +60,8 @@ def main():
             continue
         for row in work(args):
             rows.append(row)
-            cells = [f"{row[way]:.4g} {row['unit']}" if row[way] else "" for way in WAYS]
-            cells.append(f"{row['ratio']:.2f}" if row["ratio"] else "")
+            cells = [f"{row[way]:.4g} {row['unit']}" for way in WAYS]
+            cells.append(f"{row['ratio']:.2f}")
             print(f"{row['work']:52} {cells[0]:>9} {cells[1]:>9} {cells[2]:>6}", end="")
             print(f"  {row['note']}" if row.get("note") else "", flush=True)
     if args.json:
@@ -380,43 +378,12 @@ def textbook(feature):
     return feature | {"pairs": pairs, "labels": labels}
 
 
-def whole_run(args):
-    """train.py on as many documents as Re-DocRED has, 30 epochs, on a GPU only."""
-    if args.device == "cpu":
-        return
-    documents = json.loads((args.data_dir / "dev_revised.json").read_text(encoding="utf-8"))
-    many = [documents[i % len(documents)] | {"title": str(i)} for i in range(3053)]
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        for name, content in (("train", many), ("dev", documents), ("test", documents)):
-            (folder / f"{name}_revised.json").write_text(json.dumps(content), encoding="utf-8")
-        tokenizer = load_tokenizer(args.tokenizer)
-        config = transformers.BertConfig(vocab_size=len(tokenizer))
-        transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder / "encoder")
-        tokenizer.save_pretrained(folder / "encoder")
-        script = Path(__file__).parent.parent / "train.py"
-        command = f"--data_dir {folder} --model_name_or_path {folder}/encoder"
-        command += f" --output_dir {folder}/run --precision {args.precision} --device {args.device}"
-        started = time.perf_counter()
-        subprocess.run([sys.executable, script, *command.split()], check=True)
-        minutes = (time.perf_counter() - started) / 60
-    yield {
-        "work": "whole run, 3,053 documents, 30 epochs",
-        "unit": "min",
-        "baseline": None,  # it would take too long
-        "ours": minutes,
-        "ratio": None,
-        "note": "no baseline was run",
-    }
-
-
 WORKS = {
     "memory": memory,  # first, because a new process counts the memory of its parent
     "read": read,
     "score": score,
     "train": training,
     "evaluate": evaluating,
-    "run": whole_run,
 }
 
 if __name__ == "__main__":

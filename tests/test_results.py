@@ -196,7 +196,9 @@ def test_the_intervals_in_the_text():
     assert not unknown
 
 
-@pytest.mark.parametrize("path", ROOT.glob("results/*/compared/*.json"), ids=lambda x: x.stem)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("results/*/compared/*.json")), ids=lambda x: x.stem
+)
 def test_compared_runs_have_their_scores(path):
     """As scripts/compare.py computes them; a run may be in another folder."""
     folders, scores = (path.parent.parent, ROOT / "results/redocred-2612-5-epochs"), []
