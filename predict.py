@@ -70,12 +70,7 @@ def write_output(records, path, form="relations"):
 
         return write_atomically(path, write)
     sys.stdout.reconfigure(**ENCODING)
-    try:
-        write_records(records, sys.stdout)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has closed the pipe, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    write_records(records, sys.stdout)
 
 
 def parse_args(argv=None):

@@ -54,11 +54,16 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_main(main):
-    """Runs a script's main(). Bad input ends it with one line on standard error and exit code 2;
-    SIGTERM ends it like an exception, so that temporary files are removed."""
+    """Runs a script's main(). Bad input ends it with one line on standard error and exit code 2; a
+    reader that closes the pipe, such as head, without a word. SIGTERM ends it like an exception, so
+    that temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -86,15 +86,15 @@ def main(argv=None):
             scores[name] += [found[x] for x in columns[2:]]
     relations = relation_rows(rel2id, *sides)
     table = [[name, *values] for name, values in scores.items()]
+    if args.output:
+        content = {"scores": {x: dict(zip(columns, row, strict=True)) for x, *row in table}}
+        keys = ["name", "facts", *names]
+        content["relations"] = {x: dict(zip(keys, row, strict=True)) for x, *row in relations}
+        write_json(args.output, content)
     print(tabulate(table, ["", *columns], "github", floatfmt=[".2f"] * 6 + [".4f"]))
     print("\n" + tabulate(relations, ["relation", "", "facts", *names], "github", floatfmt=".2f"))
     if not args.train:
         print("\nno --train file: Ign F1 leaves out nothing")
-    if args.output:
-        content = {"scores": {x: dict(zip(columns, row, strict=True)) for x, *row in table}}
-        columns = ["name", "facts", *names]
-        content["relations"] = {x: dict(zip(columns, row, strict=True)) for x, *row in relations}
-        write_json(args.output, content)
 
 
 if __name__ == "__main__":

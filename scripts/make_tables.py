@@ -185,6 +185,7 @@ MINI = "ATL MeanSAT HingeABL HingeABL-joint"
 CDR = "ATL-seed1 ATL-seed5 ATL-seed66 HingeABL-seed1 HingeABL-seed5 HingeABL-seed66"
 OF_README = "loss, seeds, F1, Ign F1, FN/F, FN_CRK/FN, ceiling, the paper's F1"
 ON_TEST = "loss, seeds, F1, Ign F1, precision, recall, macro F1, FN/F, FN_CRK/FN"
+TAUGHT = "run, F1, Ign F1, precision, recall, macro F1"
 ON_DEV = "loss, seeds, dev FP, dev FN_CRK, dev FN_IRK, dev F/(T+F), dev FN/F, dev FN_CRK/FN"
 PAIRS = f"{OTHERS} docunet/balance_softmax kd_docre/AFL"
 BANDS = ", ".join(x for band in tables.BANDS for x in (band, f"{band} shifted"))
@@ -221,6 +222,11 @@ TABLES = [
      f"{ON_TEST}, shift, ceiling"),
     ("docs/results.md", "2,612, ranking", details, "redocred-2612-5-epochs", "ATL HingeABL",
      f"{LAW}, F1 / 2, local precision, local shifted, AP, ranked right"),
+    ("docs/results.md", "teachers", scores, "redocred-2612-5-epochs redocred-2612-teachers",
+     "ATL ATL+teacher HingeABL HingeABL+teacher", f"{TAUGHT}, shift, ceiling, shifted dev F1"),
+    ("docs/results.md", "teachers, differences", compared, "redocred-2612-teachers",
+     "ATL+teacher_minus_ATL HingeABL+teacher_minus_HingeABL HingeABL+teacher_minus_ATL+teacher",
+     "difference, F1, Ign F1, macro F1, shifted F1, shifted macro F1"),
     ("docs/results.md", "cdr", scores, "cdr", "ATL HingeABL",
      "loss, seeds, F1, Ign F1, precision, recall, shift, ceiling"),
     ("docs/results.md", "mini", scores, "redocred-mini", MINI, f"{ON_TEST}, shift, ceiling"),

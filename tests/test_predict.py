@@ -145,7 +145,7 @@ def test_reader_of_standard_output_may_stop_reading(monkeypatch):
     with open(writer, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
         with pytest.raises(SystemExit) as end:
-            predict.write_output([{"title": "x" * 100_000}], "-")
+            run_main(lambda: predict.write_output([{"title": "x"}], "-"))
     assert end.value.code == 1
 
 

@@ -29,6 +29,7 @@ DATA = {  # folder of results/ -> folder of SHARED_DIR
     "redocred-992-mpnet": "redocred-992",
     "redocred-992-10-epochs": "redocred-992",
     "redocred-2612-5-epochs": "redocred-2612",
+    "redocred-2612-teachers": "redocred-2612",
     "precision/mini": "redocred-mini",
     "cdr": "cdr",
 }
