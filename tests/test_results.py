@@ -390,6 +390,26 @@ def test_training_files_are_made_again(tmp_path, size, form):
         assert (recorded["documents"], recorded["sha256"]) == (992, sha256_of(output))
 
 
+def test_incomplete_labels_are_of_the_same_documents():
+    titles = (ROOT / "meta/titles_2245.txt").read_text().splitlines()
+    sources = shared("docred-2415/train_annotated.json"), shared("redocred-2612/train_revised.json")
+    counts = []
+    for source in sources:
+        known = {document["title"]: document for document in read(source)}
+        counts.append(Counter(r for title in titles for *_, r in facts_of(known[title])))
+    text = text_of("docs/data.md")
+    few, many = (sum(x.values()) for x in counts)
+    assert f"DocRED labels {few:,} facts there ({few / len(titles):.1f} a document)" in text
+    more = {r: n / counts[0][r] for r, n in counts[1].items()}
+    said = (
+        f"Re-DocRED {many:,}: {many / few:.1f} times as many, but of P54 (member of a sports team) "
+    )
+    said += (
+        f"{more['P54']:.1f}, of P131 (located in) {more['P131']:.1f} and of P800 (notable work) "
+    )
+    assert f"{said}{more['P800']:.0f} times as many" in text
+
+
 def test_titles_are_taken_in_their_order_and_a_missing_one_is_named(tmp_path):
     source, titles, output = (tmp_path / name for name in ("a.json", "titles.txt", "b.json"))
     source.write_text(
