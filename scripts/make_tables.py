@@ -130,7 +130,7 @@ def compared(folder, rows, columns):
         cells = []
         for column in columns:
             split, key = split_and_key(column)
-            path = f"results/{folder}/compared/{row}{'-shifted' * (split == 'shifted')}.json"
+            path = f"results/{folder}/report/compared/{row}{'-shifted' * (split == 'shifted')}.json"
             cells.append(difference_text(read(path)["scores"][key]))
         yield cells
 
@@ -227,6 +227,10 @@ TABLES = [
     ("docs/results.md", "teachers, differences", compared, "redocred-2612-teachers",
      "ATL+teacher_minus_ATL HingeABL+teacher_minus_HingeABL HingeABL+teacher_minus_ATL+teacher",
      "difference, F1, Ign F1, macro F1, shifted F1, shifted macro F1"),
+    ("docs/results.md", "incomplete", scores, "docred-2245", "ATL SSR_PU",
+     f"{TAUGHT}, shift, ceiling, shifted precision, shifted recall, shifted macro F1"),
+    ("docs/results.md", "incomplete, ranking", details, "docred-2245", "ATL SSR_PU-f2.2",
+     f"{LAW}, F1 / 2, local precision, local shifted, AP, ranked right"),
     ("docs/results.md", "cdr", scores, "cdr", "ATL HingeABL",
      "loss, seeds, F1, Ign F1, precision, recall, shift, ceiling"),
     ("docs/results.md", "mini", scores, "redocred-mini", MINI, f"{ON_TEST}, shift, ceiling"),

@@ -30,6 +30,7 @@ DATA = {  # folder of results/ -> folder of SHARED_DIR
     "redocred-992-10-epochs": "redocred-992",
     "redocred-2612-5-epochs": "redocred-2612",
     "redocred-2612-teachers": "redocred-2612",
+    "docred-2245": "docred-2245",
     "precision/mini": "redocred-mini",
     "cdr": "cdr",
 }
@@ -38,6 +39,7 @@ REPORTS = (
     "redocred-992-mpnet",
     "redocred-992-10-epochs",
     "redocred-2612-5-epochs",
+    "docred-2245",
     "cdr",
 )
 # An older version's report, of runs that kept neither predictions nor logits.
@@ -49,6 +51,10 @@ OLD = "redocred-mini"
 
 def documents_of(data):
     """The test and the training documents; CDR's as run_cdr.sh converts them."""
+    if data == "docred-2245":
+        known = {x["title"]: x for x in read(shared("docred-2415/train_annotated.json"))}
+        titles = (ROOT / "meta/titles_2245.txt").read_text().splitlines()
+        return read(shared("redocred-2612/test_revised.json")), [known[title] for title in titles]
     if data != "cdr":
         return [read(shared(data) / f"{split}_revised.json") for split in ("test", "train")]
     documents = []
@@ -183,7 +189,9 @@ def test_the_intervals_in_the_text():
             for low_high in ([x["low"], x["high"]], x.get("pooled", ())):
                 numbers = abs(x["difference"]), *low_high
                 known |= {tuple(f"{y:.{digits}f}" for y in numbers) for digits in (1, 2)}
-    for scores in (read(x)["scores"].values() for x in ROOT.glob("results/*/compared/*.json")):
+    for scores in (
+        read(x)["scores"].values() for x in ROOT.glob("results/*/report/compared/*.json")
+    ):
         for x in scores:
             numbers = abs(x["difference"]), x["low"], x["high"]
             known.add(tuple(f"{y:.2f}" for y in numbers))
@@ -198,11 +206,11 @@ def test_the_intervals_in_the_text():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("results/*/compared/*.json")), ids=lambda x: x.stem
+    "path", sorted(ROOT.glob("results/*/report/compared/*.json")), ids=lambda x: x.stem
 )
 def test_compared_runs_have_their_scores(path):
     """As scripts/compare.py computes them; a run may be in another folder."""
-    folders, scores = (path.parent.parent, ROOT / "results/redocred-2612-5-epochs"), []
+    folders, scores = (path.parents[2], ROOT / "results/redocred-2612-5-epochs"), []
     for run in path.stem.removesuffix("-shifted").split("_minus_"):
         paths = (folder / f"{run}-seed66/results.json" for folder in folders)
         results = read(next(x for x in paths if x.exists()))
