@@ -260,6 +260,13 @@ def test_a_taught_run_that_breaks_off_goes_on_to_the_same_end(
     assert read(tmp_path / "eval/results.json")["test"] == results["test"]
 
 
+def test_a_fault_is_told_before_the_teachers_run(demo, corpus, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(Teachers, "keep", lambda *_, **__: pytest.fail("the teachers ran"))
+    more = *taught_by(finished, corpus), "--loss_type", "SSR_PU", "--prior_factor", "1000"
+    with pytest.raises(InputError, match="--prior_factor: 1000 times"):
+        train.main(flags(demo, tmp_path / "a", *more))
+
+
 def test_batches_mix_documents_with_and_without_labels(
     demo, corpus, finished, tmp_path, monkeypatch
 ):

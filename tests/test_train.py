@@ -284,6 +284,16 @@ def test_what_is_trained_on_keeps_its_settings(demo, finished, tmp_path):
     assert read(output / "config.json")["encoder"] == config["encoder"]
 
 
+def test_another_loss_does_not_take_the_margin_of_the_first(demo, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "a")
+    config = read(tmp_path / "a/config.json") | {"loss_type": "HingeABL", "margin": 3.0}
+    (tmp_path / "a/config.json").write_text(json.dumps(config))
+    where = ["--init_path", str(tmp_path / "a"), "--data_dir", str(demo), "--device", "cpu"]
+    assert parse_runs(where)[0].margin == 3
+    assert parse_runs([*where, "--loss_type", "AML"])[0].margin is None
+    assert parse_runs([*where, "--loss_type", "AML", "--margin", "2"])[0].margin == 2
+
+
 @pytest.mark.parametrize("name", BAD_RUNS)
 def test_bad_flags_are_refused_before_a_model_is_loaded(demo, tmp_path, name, monkeypatch):
     monkeypatch.setattr(train, "build_model", lambda *_: pytest.fail("a model was loaded"))
