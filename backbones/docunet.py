@@ -62,9 +62,8 @@ class DocuNet(DocREModel, backbone="docunet"):
 
     def classify(self, tokens, entities, attention, num_entities, pairs):
         # liner(q^T H) = q^T (H W^T) + b, which pools 3 channels instead of d. [B, E, E, 3]
-        image = (
-            context_grid(F.linear(tokens, self.liner.weight), attention, self.eps) + self.liner.bias
-        )
+        values = F.linear(tokens, self.liner.weight)
+        image = context_grid(values, attention, self.eps) + self.liner.bias
         largest = max(image.shape[1], self.config.max_height)
         grid = image.new_zeros(len(image), largest, largest, self.config.unet_out_dim)
         for docs, height in self.heights(num_entities, image.shape[1]):

@@ -20,7 +20,8 @@ def is_known(config):
     published versions 2 and 3."""
     if config.model_type == "deberta-v2":
         both = set(config.pos_att_type or []) == {"c2p", "p2c"}
-        return both and config.relative_attention and config.share_att_key
+        shared = getattr(config, "share_att_key", False)  # transformers has no default for it
+        return both and config.relative_attention and shared
     return config.model_type in SCORES
 
 

@@ -77,11 +77,12 @@ def gradients(encoder, hidden, rows, mask):
 
 
 @pytest.mark.parametrize(
-    "num_layers,dtype,near", [(1, torch.float32, 5e-5), (3, torch.float64, 1e-9)]
+    "num_layers,dtype,near,of_gradients",
+    [(1, torch.float32, 1e-5, 2e-5), (3, torch.float64, 1e-9, 1e-9)],
 )
 @pytest.mark.parametrize("case,cpu_kernels", WAYS)
 def test_rows_embeddings_and_gradients_equal_eager_attentions(
-    case, num_layers, cpu_kernels, dtype, near, monkeypatch
+    case, num_layers, cpu_kernels, dtype, near, of_gradients, monkeypatch
 ):
     if case.startswith("modernbert") and dtype == torch.float64:
         pytest.skip("transformers' ModernBERT rotates in float32, and is NaN beside padding")
@@ -102,7 +103,7 @@ def test_rows_embeddings_and_gradients_equal_eager_attentions(
     a, b = gradients(encoder, *ours, mask), gradients(copied, *theirs, mask)
     assert set(a) == set(b)
     for name in b:
-        assert (a[name] - b[name]).norm() <= near * b[name].norm() + near, name
+        assert (a[name] - b[name]).norm() <= of_gradients * (b[name].norm() + 1), name
 
 
 @cases
@@ -240,6 +241,7 @@ def test_rows_under_bf16_autocast_are_float32_and_near(case, cpu_kernels):
     ("deberta-v2", {}),
     ("deberta-v2", DEBERTA | {"pos_att_type": ["c2p"]}),
     ("deberta-v2", DEBERTA | {"share_att_key": False}),
+    ("deberta-v2", {x: DEBERTA[x] for x in ("relative_attention", "pos_att_type")}),
     ("deberta", DEBERTA),
     ("luke", {"entity_vocab_size": 10, "entity_emb_size": 32}),
 ])  # fmt: skip

@@ -139,13 +139,14 @@ def test_from_standard_input_to_standard_output(folder, corpus, expected):
     assert result.stderr.startswith(f"documents: {len(corpus)}, relations: {num_relations}, ")
 
 
-def test_reader_of_standard_output_may_stop_reading(monkeypatch):
+@pytest.mark.parametrize("size", [1, 100_000])  # the first is only written at the end
+def test_reader_of_standard_output_may_stop_reading(monkeypatch, size):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
         with pytest.raises(SystemExit) as end:
-            run_main(lambda: predict.write_output([{"title": "x"}], "-"))
+            run_main(lambda: predict.write_output([{"title": "x" * size}], "-"))
     assert end.value.code == 1
 
 
