@@ -117,6 +117,12 @@ def train(args, data, predictor, folder, log):
     scaler = torch.amp.GradScaler(args.device.split(":")[0], enabled=args.precision == "fp16")
     num_labelled, teachers = len(data.features["train"]), data.teachers
     learns_evidence = args.evidence_weight > 0
+    weights = {
+        "labels": args.label_weight,
+        "evidence": args.label_weight * args.evidence_weight,
+        "teacher_logits": args.teacher_weight,
+        "teacher_attention": args.teacher_evidence,
+    }
 
     def epochs():
         generator = torch.Generator().manual_seed(args.seed)
@@ -142,6 +148,13 @@ def train(args, data, predictor, folder, log):
     def step(group):
         documents = [features[i] for batch in group for i in batch]
         labelled = [features[i] for batch in group for i in batch if i < num_labelled]
+        num_pairs = sum(len(pairs_of(x)) for x in documents)
+        counts = {  # each term is a mean over so many pairs
+            "labels": sum(len(pairs_of(x)) for x in labelled),
+            "evidence": sum(len(related_pairs(x)) for x in labelled),
+            "teacher_logits": num_pairs,
+            "teacher_attention": num_pairs,
+        }
         return fit.train_step(
             forward,
             [make_batch(batch) for batch in group],
@@ -151,13 +164,8 @@ def train(args, data, predictor, folder, log):
             scaler=scaler,
             autocast=predictor.autocast,
             max_grad_norm=args.max_grad_norm,
-            num_pairs=sum(len(pairs_of(x)) for x in labelled),
-            num_related=sum(len(related_pairs(x)) for x in labelled),
-            num_taught=sum(len(pairs_of(x)) for x in documents),
-            evidence_weight=args.evidence_weight,
-            label_weight=args.label_weight,
-            teacher_weight=args.teacher_weight,
-            teacher_evidence=args.teacher_evidence,
+            weights=weights,
+            counts=counts,
         )
 
     def evaluate_dev():
@@ -255,7 +263,7 @@ def evaluate(args, data, outputs, predictor, folder):
             run_folder.write_submissions(folder, submissions, kind)
 
     if args.tune_threshold:
-        results["tuned"], found = scoring.tune(outputs, data, args.loss_type, args.num_labels)
+        results["tuned"], found = scoring.tune(outputs, data, **decoding(args))
         shift = results["tuned"]["shift"]
         show_and_keep("tuned", f"threshold shifted by {shift:+.4f}", found)
     if args.fusion:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from backbones import BACKBONES
 from engine import distributed
+from engine.checkpoint import PACKED, WEIGHTS
 from engine.device import pick_device
 from engine.options import FLAGS, RECIPE, Options, build_parser, check_value, saved_with
 from engine.run_folder import CONFIG, METRICS, RESULTS, load_config, read_results, state_files
@@ -101,7 +102,15 @@ def check_args(args):
         check_teachers(args)
     if args.resume and (args.load_path or args.overwrite):
         raise InputError("--resume: neither with --load_path nor with --overwrite")
+    if args.init_path:
+        is_file = os.path.isfile(args.init_path)
+        if is_output_dir(os.path.dirname(args.init_path) if is_file else args.init_path, args):
+            raise InputError(f"--output_dir {args.output_dir}: holds the weights of --init_path")
     check_output_dir(args)
+
+
+def is_output_dir(folder, args):
+    return os.path.realpath(folder) == os.path.realpath(args.output_dir)
 
 
 def check_teachers(args):
@@ -121,7 +130,7 @@ def check_teachers(args):
     for folder in args.teacher:
         if not os.path.isfile(Path(folder) / CONFIG):
             raise InputError(f"--teacher {folder}: not a run folder, it has no {CONFIG}")
-        if os.path.realpath(folder) == os.path.realpath(args.output_dir):
+        if is_output_dir(folder, args):
             raise InputError(f"--output_dir {args.output_dir}: the folder of the teacher")
         config = load_config(folder)
         if config.label2id != relation_ids(args.rel2id):
@@ -145,23 +154,32 @@ def check_evaluation(args):
             f"--output_dir {args.output_dir}: holds a run that was trained; an evaluation "
             "(--load_path) goes to a folder of its own"
         )
-    if args.output_dir and os.path.realpath(args.output_dir) == os.path.realpath(path):
+    if args.output_dir and is_output_dir(path, args):
         raise InputError(f"--output_dir {args.output_dir}: the folder that is evaluated")
 
 
 def check_output_dir(args):
-    """Raises InputError for a folder that holds a run or a model, unless --overwrite or --resume is
-    given."""
-    if args.output_dir and not args.overwrite and not args.resume:
-        folder = Path(args.output_dir)
-        if (folder / RESULTS).exists():
-            raise InputError(f"--output_dir {folder}: holds a finished run; add --overwrite")
-        if state_files(folder):
+    """Raises InputError for a folder that holds a run or a model, unless --overwrite is given, or
+    --resume and it holds a run."""
+    if not args.output_dir or args.overwrite:
+        return
+    folder = Path(args.output_dir)
+    is_run = any((folder / name).exists() for name in (RESULTS, METRICS)) or state_files(folder)
+    if args.resume:
+        if not is_run and any((folder / name).exists() for name in (WEIGHTS, PACKED)):
             raise InputError(
-                f"--output_dir {folder}: holds an interrupted run; add --resume to go on with it, "
-                "or --overwrite"
+                f"--output_dir {folder}: holds a model, but no run that could go on; --init_path "
+                "trains on from its weights, in another folder"
             )
-        if (folder / CONFIG).exists() and not (folder / METRICS).exists():
-            raise InputError(
-                f"--output_dir {folder}: holds a model, or the beginning of a run; add --overwrite"
-            )
+        return
+    if (folder / RESULTS).exists():
+        raise InputError(f"--output_dir {folder}: holds a finished run; add --overwrite")
+    if state_files(folder):
+        raise InputError(
+            f"--output_dir {folder}: holds an interrupted run; add --resume to go on with it, "
+            "or --overwrite"
+        )
+    if (folder / CONFIG).exists() and not is_run:
+        raise InputError(
+            f"--output_dir {folder}: holds a model, or the beginning of a run; add --overwrite"
+        )

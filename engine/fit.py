@@ -91,6 +91,10 @@ def cast_together(tensors, dtype):
     return cast
 
 
+# The terms of the loss, named as what the batches have for them (see `batch_loss`).
+TERMS = "labels", "evidence", "teacher_logits", "teacher_attention"
+
+
 def train_step(
     model,
     batches,
@@ -101,45 +105,29 @@ def train_step(
     scaler,
     autocast,
     max_grad_norm,
-    num_pairs=None,
-    num_related=None,
-    num_taught=None,
-    evidence_weight=0.0,
-    label_weight=1.0,
-    teacher_weight=0.0,
-    teacher_evidence=0.0,
+    weights=None,
+    counts=None,
 ):
     """One step of the optimizer over the batches of one accumulation group, as if they were one
     batch (except PMTEM and SSR_PU, which take means within a batch). Returns the loss, a scalar
-    tensor, see `batch_loss`.
+    tensor: the sum of the TERMS that the batches have, each a mean over pairs.
 
-    Of the terms of the loss: label_weight x (the mean over the pairs of labelled documents, whose
-    labels the batches have, + evidence_weight x that over the pairs with a relation) +
-    teacher_weight x and teacher_evidence x the means over all pairs. num_pairs, num_related,
-    num_taught: the numbers of these pairs in the group, over all processes. None: in `batches`.
+    weights: term -> its weight, None: the labels alone. counts: term -> how many pairs the mean is
+    over, those of the group in all processes; None: the pairs whose labels `batches` have.
     """
-    if num_pairs is None:
-        num_pairs = sum(len(batch["labels"]) for batch in batches)
-    if num_taught is None:
-        num_taught = sum(len(batch["pairs"]) for batch in batches)
-    if num_related is None and evidence_weight:
-        num_related = sum(int((~batch["labels"][:, 0]).sum()) for batch in batches)
+    weights = weights or {"labels": 1.0}
+    counts = counts or dict.fromkeys(weights, sum(len(batch["labels"]) for batch in batches))
     # Gradients are averaged over the processes, so each has to count as many times its own.
-    count = distributed.world_size()
-    weights = {
-        "labels": label_weight * count / max(num_pairs, 1),
-        "evidence": label_weight * evidence_weight * count / max(num_related or 0, 1),
-        "teacher_logits": teacher_weight * count / max(num_taught, 1),
-        "teacher_attention": teacher_evidence * count / max(num_taught, 1),
-    }
+    processes = distributed.world_size()
+    of_pair = {term: x * processes / max(counts[term], 1) for term, x in weights.items()}
     total = 0.0
     for i, batch in enumerate(batches):
-        inputs = {name: tensor for name, tensor in batch.items() if name not in weights}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in TERMS}
         is_last = i == len(batches) - 1  # processes exchange gradients once a step
         with nullcontext() if is_last else getattr(model, "no_sync", nullcontext)():
             with autocast():
                 output = model(**inputs)
-            loss = batch_loss(output, batch, loss_function, weights)
+            loss = batch_loss(output, batch, loss_function, of_pair)
             scaler.scale(loss).backward()
         total += loss.detach()
     total = distributed.mean(total)
@@ -292,7 +280,7 @@ def fit(
             if stops:
                 raise KeyboardInterrupt(
                     f"stopped after step {progress.step} of {num_steps}; the same command with "
-                    "--resume goes on"
+                    "--resume, without --overwrite, goes on"
                 )
             # A state follows new best weights, so that a resumed run compares with them.
             if progress.evaluation_is_due and evaluate_now() and not saves:

@@ -92,9 +92,10 @@ def to_official(predicted, features, rel2id, sentence_attention=None, evidence_t
 # --- The thresholds that are best on dev ------------------------------------------------------
 
 
-def tune(outputs, data, loss_type, num_labels):
+def tune(outputs, data, *, loss_type, num_labels, evidence_threshold):
     """The shift of the threshold with the best dev F1, the evidence threshold that then has the
-    best dev evidence F1, and the scores of every split with both: a dict; and the submissions.
+    best dev evidence F1 (where dev's labels name no evidence, the one that is given), and the
+    scores of every split with both: a dict; and the submissions.
 
     outputs: split -> its outputs, with "dev".
     """
@@ -104,10 +105,11 @@ def tune(outputs, data, loss_type, num_labels):
     shift = best_shift(above, labels.numpy(), len(gold))
     predicted = decode(logits, loss_type, num_labels, shift)
     attention = [output.sentence_attention for output in outputs["dev"]]
-    threshold = best_evidence_threshold(
-        predicted, data.features["dev"], data.rel2id, attention, gold
-    )
-    found = {"shift": shift, "evidence_threshold": threshold}
+    if any(gold.values()):
+        evidence_threshold = best_evidence_threshold(
+            predicted, data.features["dev"], data.rel2id, attention, gold
+        )
+    found = {"shift": shift, "evidence_threshold": evidence_threshold}
     results, submissions = dict(found), {}
     for split, of_split in outputs.items():
         results[split], submissions[split] = score(

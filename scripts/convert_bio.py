@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from inputs.files import InputError, OneLineParser, read_text, run_main, write_json
+from inputs.files import InputError, OneLineParser, read_json, read_text, run_main, write_json
 
 RELATION = {"cdr": "CID", "gda": "GDA"}
 SIDES = (5, 11)  # index of the first field of a pair's left and right side
@@ -118,9 +118,11 @@ def main(argv=None):
     parser.add_argument("output", help="JSON file; rel2id.json is written beside it")
     args = parser.parse_args(argv)
     documents = read_bio(args.input, args.corpus)
+    rel2id, path = {"NR": 0, RELATION[args.corpus]: 1}, Path(args.output).with_name("rel2id.json")
+    if path.exists() and read_json(path) != rel2id:
+        raise InputError(f"{path}: has other relations; name an output in another folder")
     write_json(args.output, documents, indent=0)
-    rel2id = {"NR": 0, RELATION[args.corpus]: 1}
-    write_json(Path(args.output).with_name("rel2id.json"), rel2id)
+    write_json(path, rel2id)
     facts = sum(len(document["labels"]) for document in documents)
     pairs = sum(len(document["candidates"]) for document in documents)
     print(f"{args.output}: {len(documents)} documents, {pairs} pairs, {facts} facts")

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from encoders.loading import load_tokenizer
 from engine.checkpoint import PACKED, pack, write_state
+from engine.extractor import check_options
 from engine.run_folder import fetch, load_model, save_config
 from inputs.files import InputError, OneLineParser, run_main, sha256_of
 from losses import ZERO_THRESHOLD
@@ -37,6 +38,7 @@ def main(argv=None):
     parser.add_argument("--threshold_shift", type=float, default=0.0, help="raises its threshold")
     parser.add_argument("--evidence_threshold", type=float, help="default: the model's")
     args = parser.parse_args(argv)
+    check_options(1, None, args.evidence_threshold, args.threshold_shift, False)
     folder = fetch(args.model)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     move_threshold(model, args.threshold_shift)

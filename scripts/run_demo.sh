@@ -9,12 +9,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$ROOT/dataset/demo"
 "$PYTHON" "$ROOT/scripts/make_demo.py" --output_dir "$DATA" --seed 66
 
+# Stopped, it goes on with --resume; else it begins anew.
+[[ " $* " == *" --resume "* ]] || TRAIN+=(--overwrite)
+
 # The learning rates are large because the encoder is not pretrained, emb_size is small as it is.
 "${TRAIN[@]}" \
   --data_dir "$DATA" \
   --model_name_or_path "$DATA/encoder" \
   --output_dir "$ROOT/runs/demo" \
-  --overwrite \
   --device cpu \
   --loss_type HingeABL \
   --emb_size 64 \

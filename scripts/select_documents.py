@@ -3,22 +3,25 @@
     python scripts/select_documents.py --input dataset/redocred/train_revised.json \
         --titles meta/titles_992.txt --output dataset/redocred-992/train_revised.json
 
-The list has one title on each line. docs/data.md describes the lists in meta/ and says when
---compact gives the same bytes as the original.
+The list has one title on each line. The documents may have no labels. docs/data.md describes the
+lists in meta/ and says when --compact gives the same bytes as the original.
 """
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from inputs.documents import read_documents
+from inputs.documents import iter_documents
 from inputs.files import (
+    META_DIR,
     InputError,
     OneLineParser,
     read_text,
     reason_of,
+    relation_ids,
     run_main,
     write_atomically,
 )
@@ -30,9 +33,16 @@ def main(argv=None):
     parser.add_argument("--titles", required=True, help="text file, one title a line")
     parser.add_argument("--output", required=True, help="JSON file; its folder is made")
     parser.add_argument("--compact", action="store_true", help='no blanks after "," and ":"')
+    parser.add_argument(
+        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
+    )
     args = parser.parse_args(argv)
-    titles = read_text(args.titles).splitlines()
-    documents = {document["title"]: document for document in read_documents(args.input)}
+    lines = read_text(args.titles).split("\n")
+    titles = [title for line in lines if (title := line.removesuffix("\r"))]
+    if twice := [title for title, count in Counter(titles).items() if count > 1]:
+        raise InputError(f"{args.titles}: names {twice[0]!r} twice")
+    rel2id = relation_ids(args.rel2id)
+    documents = {x["title"]: x for x in iter_documents(args.input, rel2id, labelled=False)}
     if missing := [title for title in titles if title not in documents]:
         raise InputError(
             f"{args.input}: lacks {len(missing)} of the {len(titles)} titles of {args.titles}, "

@@ -1,10 +1,11 @@
 """docs/articles: marks and texts belong together, and the page's counts are theirs."""
 
+import pytest
 import score_by_name
 from conftest import ROOT, read, shared
 
 from inputs.documents import read_documents
-from inputs.files import write_json
+from inputs.files import InputError, write_json
 from inputs.spacy_documents import LONGEST, read_article
 
 FOLDER = ROOT / "docs/articles"
@@ -102,12 +103,17 @@ def test_relations_are_scored_by_the_names_of_their_entities(tmp_path, capsys):
 
     relations = [found(first), found(first), found(second), found(first | {"r": "P1"})]
     relations.append(found(first, "Nobody"))
-    write_json(tmp_path / "found.json", [{"title": document["title"], "relations": relations}])
-    truth = str(FOLDER / "articles.json")
-    score_by_name.main(["--pred", str(tmp_path / "found.json"), "--truth", truth])
+    parts = [f"{document['title']}, part {i} of 2" for i in (1, 2)]
+    records = [{"title": x, "relations": relations} for x in (document["title"], *parts)]
+    where = ["--pred", str(tmp_path / "found.json"), "--truth", str(FOLDER / "articles.json")]
+    write_json(tmp_path / "found.json", records)
+    score_by_name.main(where)
     assert capsys.readouterr().out == (
         "4 found, 260 in the truth, 2 right\nprecision 50.0, recall 0.8, F1 1.5\n"
     )
+    write_json(tmp_path / "found.json", [{"title": "T", "h_idx": 0, "t_idx": 1, "r": "P17"}])
+    with pytest.raises(InputError, match=r"not as predict.py writes it .*\[0\].relations: missing"):
+        score_by_name.main(where)
 
 
 def test_where_places_lie_in_the_train_documents():

@@ -81,6 +81,9 @@ def test_features_are_those_of_the_released_reader(golden_models, tmp_path):
     convert_bio.main(["--corpus", "cdr", str(golden_models / "cdr_documents.data"), str(path)])
     rel2id = read(tmp_path / "rel2id.json")
     assert rel2id == {"NR": 0, "CID": 1}
+    (tmp_path / "rel2id.json").write_text('{"none": 0, "mine": 1}')
+    with pytest.raises(InputError, match="rel2id.json: has other relations"):
+        convert_bio.main(["--corpus", "cdr", str(golden_models / "cdr_documents.data"), str(path)])
     documents = read_documents(path, rel2id)
     tokenizer = load_tokenizer(golden_models / "tokenizer")
     features = docred_features(documents, tokenizer, rel2id=rel2id)

@@ -118,7 +118,7 @@ def make_step(backbone, precision, scale=2.0**16):
     and its scaler. DREEAM learns evidence, too."""
     model = tiny_model(backbone, dropout=0.1).to(DEVICE).train()
     forward = CastOnce(model)
-    evidence_weight = 0.1 if backbone == "dreeam" else 0.0
+    learns_evidence = backbone == "dreeam"
     optimizer = make_optimizer(model, 1e-3, 1e-3)
     scaler = torch.amp.GradScaler(DEVICE, scale, enabled=precision == "fp16")
     parts = {
@@ -128,15 +128,16 @@ def make_step(backbone, precision, scale=2.0**16):
         "scaler": scaler,
         "autocast": autocast(DEVICE, precision),
         "max_grad_norm": 1.0,
-        "evidence_weight": evidence_weight,
+        "weights": {"labels": 1.0, "evidence": 0.1} if learns_evidence else {"labels": 1.0},
     }
 
     def step(batch):
         # counted on the CPU: the host would wait for a count on the device
-        num_related = int((~batch["labels"][:, 0]).sum())
-        if not evidence_weight:
+        labels = batch["labels"]
+        counts = {"labels": len(labels), "evidence": (~labels[:, 0]).sum().item()}
+        if not learns_evidence:
             batch = {k: x for k, x in batch.items() if k not in ("sentences", "evidence")}
-        return train_step(forward, [to_device(batch, DEVICE)], num_related=num_related, **parts)
+        return train_step(forward, [to_device(batch, DEVICE)], counts=counts, **parts)
 
     return model, step, scaler
 

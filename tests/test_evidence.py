@@ -148,6 +148,7 @@ def test_a_step_of_two_batches_is_a_step_of_one(tokenizer):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         batches = [collate(group, TOKENS, **make) for group in groups]
+        labels = torch.cat([batch["labels"] for batch in batches])
         loss = train_step(
             model,
             batches,
@@ -157,7 +158,8 @@ def test_a_step_of_two_batches_is_a_step_of_one(tokenizer):
             scaler=scaler,
             autocast=torch.enable_grad,
             max_grad_norm=1e9,
-            evidence_weight=0.5,
+            weights={"labels": 1.0, "evidence": 0.5},
+            counts={"labels": len(labels), "evidence": (~labels[:, 0]).sum().item()},
         )
         losses.append((loss.item(), model.head_extractor.weight.detach().clone()))
         with torch.no_grad():
@@ -276,6 +278,17 @@ def test_training_with_evidence(with_evidence):
     assert results["tuned"]["dev"]["evi_f1"] > 0
     losses = [json.loads(line)["loss"] for line in open(with_evidence / "run/metrics.jsonl")]
     assert losses[-1] < losses[0]
+
+
+def test_an_evidence_threshold_stays_where_no_evidence_is_named(demo, finished, tmp_path):
+    documents = read(demo / "dev_revised.json")
+    for x in (label for document in documents for label in document["labels"]):
+        del x["evidence"]
+    (tmp_path / "dev.json").write_text(json.dumps(documents))
+    how = ["--data_dir", str(demo), "--dev_file", str(tmp_path / "dev.json"), "--test_file", ""]
+    how += ["--load_path", str(finished), "--output_dir", str(tmp_path / "a"), "--device", "cpu"]
+    train.main([*how, "--tune_threshold", "--evidence_threshold", "0.3"])
+    assert read(tmp_path / "a/results.json")["tuned"]["evidence_threshold"] == 0.3
 
 
 def test_predictions_name_the_evidence(with_evidence):

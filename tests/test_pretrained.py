@@ -47,8 +47,11 @@ def test_packed_folder(tmp_path, tokenizer, capsys):
     for name, tensor in unpack(pack(model.state_dict())).items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert weights_of(packed) == packed / PACKED and weights_of(run).name == "model.safetensors"
+    given = ["--model", str(run), "--output", str(packed)]
     with pytest.raises(InputError, match="packed: not empty"):
-        pack_model.main(["--model", str(run), "--output", str(packed)])
+        pack_model.main(given)
+    with pytest.raises(InputError, match=r"--evidence_threshold: 20.0 is not in \[0, 1\]"):
+        pack_model.main([*given, "--evidence_threshold", "20"])
 
 
 @pytest.mark.parametrize(

@@ -421,16 +421,19 @@ def test_incomplete_labels_are_of_the_same_documents():
 def test_titles_are_taken_in_their_order_and_a_missing_one_is_named(tmp_path):
     source, titles, output = (tmp_path / name for name in ("a.json", "titles.txt", "b.json"))
     source.write_text(
-        json.dumps([{"title": x, "sents": [], "vertexSet": [], "labels": []} for x in "AB"])
+        json.dumps([{"title": x, "sents": [], "vertexSet": []} for x in ("A", "B\u2028B")])
     )
 
     def select(titles):
         where = ["--input", str(source), "--titles", str(titles), "--output", str(output)]
         select_documents.main(where)
 
-    titles.write_text("B\nA\n")
+    titles.write_text("B\u2028B\r\nA\n\n", newline="")
     select(titles)
-    assert [x["title"] for x in read(output)] == ["B", "A"]
+    assert [x["title"] for x in read(output)] == ["B\u2028B", "A"]
+    titles.write_text("A\nA\n")
+    with pytest.raises(InputError, match="titles.txt: names 'A' twice"):
+        select(titles)
     titles.write_text("A\nC\nD\n")
     with pytest.raises(InputError, match="a.json: lacks 2 of the 3 titles of .*, first 'C'$"):
         select(titles)

@@ -184,8 +184,13 @@ def test_accumulated_batches_of_a_teacher_count_as_one(documents, tokenizer):
         step = Step(max_grad_norm=1e9)
         student, grads = predictor_of(step.model, tokenizer), taken(step)
         batches = [taught_batch(student, teachers, *group) for group in groups[0]]
-        how = {"label_weight": 0.5, "teacher_weight": 0.1, "teacher_evidence": 2.0}
-        loss = train_step(step.model, batches, **step.parts("ATL"), **how)
+        counts = {
+            "labels": sum(len(batch["labels"]) for batch in batches),
+            "teacher_logits": sum(len(batch["pairs"]) for batch in batches),
+        }
+        counts["teacher_attention"] = counts["teacher_logits"]
+        how = {"weights": {"labels": 0.5, "teacher_logits": 0.1, "teacher_attention": 2.0}}
+        loss = train_step(step.model, batches, **step.parts("ATL"), **how, counts=counts)
         results.append((loss.item(), grads[0]))
     (loss, grads), (other, others) = results
     assert other == pytest.approx(loss, rel=1e-5)
@@ -208,7 +213,8 @@ def test_a_step_with_a_teacher_waits_for_nothing(documents, tokenizer):
     step = Step("bf16")
     teachers = teachers_of([predictor_of(small_model(9, vocab_size=200), tokenizer)], documents)
     batch = taught_batch(predictor_of(step.model, tokenizer), teachers, [3, 1, 0], 2)
-    more = {"teacher_weight": 1.0, "teacher_evidence": 1.0, **step.parts("ATL")}
+    weights = {"labels": 1.0, "teacher_logits": 1.0, "teacher_attention": 1.0}
+    more = {"weights": weights, **step.parts("ATL")}
     train_step(step.model, [batch], **more)
     with Waits() as waits:
         train_step(step.model, [batch], **more)
@@ -282,9 +288,10 @@ def test_batches_mix_documents_with_and_without_labels(
     for (_, batches), given in calls:
         labels = torch.cat([batch["labels"] for batch in batches])
         seen += len(labels)
-        assert given["num_pairs"] == len(labels)
-        assert given["num_related"] == labels[:, 1:].any(1).sum()
-        assert given["num_taught"] == sum(len(batch["pairs"]) for batch in batches)
+        counts, taught = given["counts"], sum(len(batch["pairs"]) for batch in batches)
+        assert counts["labels"] == len(labels)
+        assert counts["evidence"] == labels[:, 1:].any(1).sum()
+        assert counts["teacher_logits"] == counts["teacher_attention"] == taught
         for batch in batches:
             doc = batch["pairs"][: len(batch["labels"]), 0]
             with_facts = doc[batch["labels"][:, 1:].any(1)].unique()

@@ -19,7 +19,7 @@ from engine.options import RECIPE, SAVED_WITH_MODEL, Options, saved_with
 from engine.run_folder import load_model, locked
 from evaluation import PATTERNS, count_patterns, evaluate
 from inputs.documents import read_documents
-from inputs.files import UNFINISHED, InputError
+from inputs.files import UNFINISHED, InputError, sha256_of
 from model import DocREConfig
 from utils import make_deterministic, set_seed
 
@@ -309,6 +309,19 @@ def test_finished_run_is_not_overwritten_unasked(demo, finished):
     with pytest.raises(InputError, match="holds a finished run; add --overwrite"):
         train.main(flags(demo, finished))
     assert (finished / "results.json").read_bytes() == before
+
+
+def test_given_weights_are_not_trained_over(demo, finished, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(finished, folder)
+    for source in (folder, folder / "model.safetensors"):
+        with pytest.raises(InputError, match="a: holds the weights of --init_path"):
+            train.main(flags(demo, folder, "--init_path", str(source), "--overwrite"))
+    (folder / "results.json").unlink()
+    (folder / "metrics.jsonl").unlink()  # a model from elsewhere
+    with pytest.raises(InputError, match="a: holds a model, but no run that could go on"):
+        train.main(flags(demo, folder, "--resume"))
+    assert sha256_of(folder / "model.safetensors") == sha256_of(finished / "model.safetensors")
 
 
 def test_a_model_and_the_files_of_a_user_stay(demo, finished, tmp_path):

@@ -55,8 +55,8 @@ class Step:
         self.max_grad_norm = max_grad_norm
         self.forward = CastOnce(self.model)
 
-    def __call__(self, batches, loss="ATL", num_pairs=None):
-        return train_step(self.forward, batches, **self.parts(loss), num_pairs=num_pairs).item()
+    def __call__(self, batches, loss="ATL", counts=None):
+        return train_step(self.forward, batches, **self.parts(loss), counts=counts).item()
 
     def parts(self, loss):
         names = "optimizer", "schedule", "scaler", "autocast", "max_grad_norm"
@@ -134,7 +134,7 @@ def test_a_process_counts_as_much_as_it_has(features, batch, monkeypatch):
     for part in (features[:1], features[1:4]):
         step = Step(max_grad_norm=1e6)
         seen = taken(step)
-        losses.append(step([batch(part)], num_pairs=len(everything["pairs"])))
+        losses.append(step([batch(part)], counts={"labels": len(everything["pairs"])}))
         grads.append(seen[-1])
     assert sum(losses) / 2 == pytest.approx(loss, rel=1e-5)
     mean = {name: (grads[0][name] + grads[1][name]) / 2 for name in expected}
