@@ -107,12 +107,12 @@ def find_pair(splits, title, head, tail):
 # --- Figures of a group -----------------------------------------------------------------------
 
 
-def readable(read, runs, file, notes, folder="folder"):
-    """read(run) of each run whose folder has this file. A failure is added to the notes."""
+def readable(read, runs, notes):
+    """Yields read(run) of each run where it is not None. A failure is added to the notes."""
     for run in runs:
         try:
-            if (run[folder] / file).exists():
-                yield read(run)
+            if (found := read(run)) is not None:
+                yield found
         except InputError as error:
             notes.append(str(error))
 
@@ -141,10 +141,10 @@ def draw_group(group, rankings, pairs, pair_losses, draw):
 
 def draw_training(backbone, rows, styles, draw, notes):
     def read(run):
-        return read_curve(run["trained_in"])
+        folder = run["trained_in"]
+        return read_curve(folder) if (folder / METRICS).exists() else None
 
-    file = METRICS, notes, "trained_in"
-    found = {loss: list(readable(read, runs, *file)) for loss, runs in rows.items()}
+    found = {loss: list(readable(read, runs, notes)) for loss, runs in rows.items()}
     found = {loss: records for loss, records in found.items() if records}
     if found:
         caption = f"{backbone}: dev scores and training loss; mean and range of the seeds"
@@ -156,9 +156,12 @@ def draw_pair(backbone, rows, pair, losses, classes, draw, notes):
     info = read_json(META_DIR / "rel_info.json")
     names = [printable(info.get(name, name), 80) for name in sorted(classes, key=classes.get)][1:]
     file, cases = logits_file(split), []
+
+    def read(run):
+        return read_pair(run, split, row) if (run["folder"] / file).exists() else None
+
     for loss in losses:
-        found = readable(lambda run: read_pair(run, split, row), rows.get(loss, []), file, notes)
-        if case := next(found, None):
+        if case := next(readable(read, rows.get(loss, []), notes), None):
             cases.append(case)
         else:
             notes.append(f"pair {number} ({title}): no run of {loss} with {backbone} has {file}")

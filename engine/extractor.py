@@ -10,7 +10,7 @@ from engine.device import pick_device
 from engine.fusion import fuse_documents, fused_predictions
 from engine.inference import Predictor
 from engine.run_folder import fetch, load_model
-from evaluation import PATTERNS, prediction_patterns
+from evaluation import ranked_right
 from inputs.files import META_DIR, InputError, read_json
 from inputs.span_documents import new_documents, sentence_text
 from losses import decode, threshold_of
@@ -154,9 +154,7 @@ class RelationExtractor:
         facts = (predicted | labels)[:, 1:].nonzero()  # [K, 2]: pair, class - 1
         scores = (logits - threshold_of(logits, self.model.config.loss_type)).numpy()
         attention, labels, predicted = attention.numpy(), labels.numpy(), predicted.numpy()
-        # What is predicted does not follow from the scores alone: fusion, or too many of a pair.
-        missed = prediction_patterns(scores, labels, np.inf)
-        patterns = np.where(predicted[:, 1:].any(1), PATTERNS.index("FP"), missed)
+        ranked = ranked_right(scores, labels)
         record = {"title": document["title"], "relations": []}
         if "labels" in document:
             record["missed"] = []
@@ -173,7 +171,8 @@ class RelationExtractor:
                 "sentences": _attended_sentences(document, attention[row]),
             }
             if not predicted[row, number]:
-                relation["pattern"] = PATTERNS[patterns[row]]
+                unseen = "FN_CRK" if ranked[row] else "FN_IRK"
+                relation["pattern"] = "FP" if predicted[row, 1:].any() else unseen
                 record["missed"].append(relation)
                 continue
             if "labels" in document:

@@ -6,7 +6,6 @@ folder, trained_in    its folder, and the one that trained its weights: another 
                       evaluates
 classes               property -> class id
 seed, backbone, loss  as the tables name them, e.g. HingeABL:joint:m3
-loss_type, num_labels
 device                the kind of machine that made it, if it says so
 settings              encoder and recipe, flag -> value
 data, dev, test, tuned, fusion    of results.json; the last three may be None
@@ -135,8 +134,6 @@ def read_run(folder):
         "seed": args["seed"],
         "backbone": backbone_label(args),
         "loss": loss_label(args["loss_type"], args),
-        "loss_type": args["loss_type"],
-        "num_labels": args["num_labels"],
         "settings": settings_of(args),
         "device": results.get("device"),
         "data": {split: {x: results["data"][split][x] for x in DATA_FIELDS} for split in splits},

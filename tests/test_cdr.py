@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import convert_bio
 import numpy as np
 import pytest
 from conftest import ROOT, read, shared
@@ -14,9 +15,6 @@ from encoders.loading import load_tokenizer
 from inputs.documents import read_documents
 from inputs.files import InputError
 from prepro import docred_features, pairs_of
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import convert_bio
 
 TEXT = "Lithium causes cyanosis .|It and aspirin are chemicals ."
 LITHIUM = ["D1", "Lithium|It", "Chemical", "0:4", "1:5", "0:1"]

@@ -2,13 +2,10 @@
 
 import json
 import random
-import sys
 
-import pytest
-from conftest import REL2ID, ROOT, read
-
-sys.path.insert(0, str(ROOT / "scripts"))
 import compare
+import pytest
+from conftest import REL2ID, read
 
 from evaluation import evaluate
 from inputs.documents import read_documents

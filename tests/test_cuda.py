@@ -12,9 +12,6 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, SMALL, flags, read, small_encoder
-
-sys.path.insert(0, str(ROOT / "bench"))
-
 from step import make_features
 
 import train

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import convert_text
 import pytest
 from conftest import ROOT, flags, make_document, read, save_run, small_model
 
@@ -15,9 +16,6 @@ import report
 import train
 from engine.extractor import RelationExtractor
 from inputs.files import InputError
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import convert_text
 
 RELATIONS = ["works for", "lives in", "married to", "born in", "owner_of"]
 REL2ID = {"no relation": 0} | {name: i for i, name in enumerate(RELATIONS, 1)}

@@ -3,13 +3,10 @@
 import json
 import os
 import random
-import sys
 
-import pytest
-from conftest import ROOT, make_document, read, shared
-
-sys.path.insert(0, str(ROOT / "bench"))
 import baseline
+import pytest
+from conftest import make_document, read, shared
 
 from inputs.documents import read_documents
 from inputs.files import InputError, relation_ids, write_json

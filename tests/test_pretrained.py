@@ -1,8 +1,8 @@
 """Weights in 8 bits, and the model that comes with the repository."""
 
 import random
-import sys
 
+import pack_model
 import pytest
 import torch
 from conftest import ROOT, make_document, save_run, shared, small_model
@@ -12,9 +12,6 @@ from engine.extractor import RelationExtractor
 from engine.run_folder import load_model
 from inputs.documents import read_documents
 from inputs.files import InputError, sha256_of
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import pack_model
 
 MODEL = ROOT / "pretrained/redocred-minilm"
 

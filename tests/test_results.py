@@ -5,23 +5,20 @@ import gc
 import json
 import math
 import re
-import sys
 import tempfile
 from collections import Counter
 from functools import lru_cache
 
+import convert_bio
+import make_tables
 import pytest
+import select_documents
 from conftest import ROOT, read, shared
 
 from evaluation import RATIOS
 from inputs.files import InputError, read_json, sha256_of
 from reporting.groups import find_runs, group_runs
 from reporting.tables import frame_of, group_tables
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import convert_bio
-import make_tables
-import select_documents
 
 RUNS = ROOT / "results/redocred-992"
 DATA = {  # folder of results/ -> folder of SHARED_DIR

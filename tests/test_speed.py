@@ -1,16 +1,12 @@
 """What makes it fast changes no number: against the textbook ATLOP of bench/, and way by way."""
 
 import copy
-import sys
 
+import baseline
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, shared, small_encoder
-
-sys.path.insert(0, str(ROOT / "bench"))
-
-import baseline
+from conftest import shared, small_encoder
 
 import evaluation
 from encoders.cpu_unpadded import Attention, Dropout, attend, dropout, keep
