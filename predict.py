@@ -160,12 +160,17 @@ def main(argv=None):
                 shown.append((document, record))
             yield record
 
-    if args.output:
-        write_output(records(), args.output, args.format)
-    else:
-        deque(records(), maxlen=0)
+    found, closed = records(), None
+    try:
+        if args.output:
+            write_output(found, args.output, args.format)
+    except BrokenPipeError as error:  # head or less has seen enough, but the page is wanted, too
+        closed = error
     if args.html:
+        deque(found, maxlen=0)
         page.write_page(args.html, shown, total)
+    if closed:
+        raise closed
     seconds = time.perf_counter() - started
     report = f"documents: {expected}, relations: {num_relations}, seconds: {seconds:.0f}"
     if args.html:

@@ -32,7 +32,7 @@ from engine.device import pick_device
 from engine.fit import CastOnce, epoch_groups, make_optimizer, make_schedule, train_step
 from engine.inference import Predictor
 from inputs.documents import read_documents
-from inputs.files import relation_ids
+from inputs.files import relation_ids, run_main
 from losses import get_loss
 from model import new_model
 from prepro import entity_pairs, read_docred
@@ -111,7 +111,9 @@ def describe(args):
 
 
 def processor():
-    names = [x for x in open("/proc/cpuinfo", encoding="utf-8") if x.startswith("model name")]
+    path = Path("/proc/cpuinfo")  # of Linux
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    names = [line for line in lines if line.startswith("model name")]
     return names[0].split(":")[1].strip() if names else platform.machine()
 
 
@@ -318,12 +320,13 @@ def matrix_rate(args):
 
 def evaluating(args):
     # Ours sorts by length, so each part gets documents of all lengths.
-    parts = [range(args.eval_documents)[i :: args.parts] for i in range(args.parts)]
     for size in args.sizes:
         pair = Pair(args, size)
         theirs, ours = dev_features(args, pair)
+        count = min(args.eval_documents, len(ours))
+        parts = [range(count)[i :: args.parts] for i in range(args.parts)]
         yield compare(
-            f"evaluate, {size}, {args.eval_documents} documents",
+            f"evaluate, {size}, {count} documents",
             lambda part, pair=pair, x=theirs: pair.evaluate_baseline([x[i] for i in part]),
             lambda part, pair=pair, x=ours: pair.predictor([x[i] for i in part]),
             parts,
@@ -335,7 +338,7 @@ def memory(args):
     mib = {}
     for way in WAYS:
         command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", way]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         mib[way] = float(result.stdout.split()[-1])
     yield {
         "work": "peak memory of a step, 4 x 42 entities x 512 tokens",
@@ -387,4 +390,4 @@ WORKS = {
 }
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

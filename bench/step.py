@@ -134,7 +134,7 @@ def main():
     print(f"{'backbone':10} {'ms / step':>9} {'peak MiB':>9} {'kernels':>9} {'busy ms':>9}")
     for backbone in BACKBONES:
         command = [sys.executable, __file__, *sys.argv[1:], "--backbone", backbone]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         row = json.loads(result.stdout.splitlines()[-1])
         print(f"{backbone:10} {1000 * row['seconds']:9.1f} {row['peak_mib']:9.0f}", end=" ")
         print(f"{row['kernels']:9} {1000 * row['busy']:9.1f}" if "busy" in row else "", flush=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from engine import distributed
+from inputs.files import InputError, reason_of
 
 
 def start_wandb(args):
@@ -20,7 +21,10 @@ def start_wandb(args):
         if args.resume and path.exists():
             settings |= {"id": path.read_text(), "resume": "allow"}
         settings["dir"] = args.output_dir
-    run = wandb.init(config=vars(args), **settings)
+    try:
+        run = wandb.init(config=vars(args), **settings)
+    except wandb.errors.Error as error:  # not logged in, or the server is out of reach
+        raise InputError(f"--wandb {args.wandb}: {reason_of(error)}") from None
     if args.output_dir:
         path.write_text(run.id)
     return wandb.log

@@ -9,8 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$ROOT/dataset/demo"
 "$PYTHON" "$ROOT/scripts/make_demo.py" --output_dir "$DATA" --seed 66
 
-# Stopped, it goes on with --resume; else it begins anew.
-[[ " $* " == *" --resume "* ]] || TRAIN+=(--overwrite)
+# The demo begins anew, unless it is to go on with --resume. Another folder is not written over.
+[[ " $*" == *" --resume"* || " $*" == *" --output_dir"* ]] || TRAIN+=(--overwrite)
 
 # The learning rates are large because the encoder is not pretrained, emb_size is small as it is.
 "${TRAIN[@]}" \

@@ -147,6 +147,7 @@ run_all() {
   GPUS_HERE="${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader \
     2> /dev/null | grep '^[0-9]' | paste -s -d , - || true)}"
   [[ ! -t 1 ]] || CLEAR=$'\r\e[K'  # takes the line of the progress away
+  if [[ "$RECIPE" == minilm ]]; then ENCODER="${ENCODER:-$(minilm)}"; fi # once, not once a run
   mkdir -p "$OUT"
   for line in "${RUNS[@]}"; do
     eval "set -- $line"

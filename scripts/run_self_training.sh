@@ -24,8 +24,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$(data_dir "$@")"
-DISTANT="$(distant_file "$DATA" "$@")"
-HUMAN="${HUMAN:-train_revised.json}"
+check_phases "$DATA" "$@"
 OUT="${OUT:-$ROOT/runs/self-training}"
 TRAIN+=(--data_dir "$DATA" --backbone dreeam --loss_type ATL --resume
   --model_name_or_path bert-base-cased --emb_size 768 --num_labels 4 --max_seq_length 1024

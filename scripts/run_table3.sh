@@ -23,7 +23,7 @@ OUT="${OUT:-$ROOT/runs/table3-$RECIPE}"
 
 # A line for each loss: its name in run folders (HingeABL:joint:m5 becomes HingeABL-joint, because
 # margin 5 is the default), then its flags.
-LINES="$(PYTHONPATH="$ROOT" "$PYTHON" -c 'import sys
+KINDS="$(PYTHONPATH="$ROOT" "$PYTHON" -c 'import sys
 from losses import loss_label, read_label
 for label in sys.argv[1:]:
     try:
@@ -40,6 +40,6 @@ for seed in $SEEDS; do
   while read -r name flags; do
     # shellcheck disable=SC2086  # words without blanks
     add_run "$name" "$seed" $flags --tune_threshold
-  done <<< "$LINES"
+  done <<< "$KINDS"
 done
 run_all "$@"

@@ -420,6 +420,19 @@ def test_page_of_the_first_documents(folder, corpus, expected, tmp_path, monkeyp
     assert f"the page shows the first 3 of {len(corpus)} documents" in output.err
 
 
+def test_a_page_is_written_though_nobody_reads_the_table(folder, corpus, tmp_path, monkeypatch):
+    def closed(records, file):
+        next(records)
+        raise BrokenPipeError
+
+    (tmp_path / "in.json").write_text(json.dumps(corpus))
+    where, table = tmp_path / "page.html", ["--output", "-", "--format", "csv"]
+    monkeypatch.setitem(predict.FORMATS, "csv", closed)
+    with pytest.raises(BrokenPipeError):
+        predict.main(command(folder, "--input", tmp_path / "in.json", "--html", where, *table))
+    assert all(json.dumps(x["title"]) in where.read_text() for x in corpus)
+
+
 def test_predicting_is_lazy(extractor):
     taken = count()
     documents = (next(taken) and text_with() or text_with() for _ in count())

@@ -67,15 +67,16 @@ def fresh(tmp_path):
     path = f"{python.parent}:{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHON": "", "TORCH": "", "CALLS": str(calls)}
 
-    def start(fault="", name="run.sh"):
+    def start(fault="", name="run.sh", more=(), **change):
         calls.write_text("")
         result = subprocess.run(
-            ["bash", f"scripts/{name}"],
-            cwd=tmp_path / "repo", env=env | {"FAULT": fault}, capture_output=True, text=True,
-            start_new_session=True,  # a killed one takes nothing else along
+            ["bash", f"scripts/{name}", *more],
+            cwd=tmp_path / "repo", env=env | {"FAULT": fault} | change, capture_output=True,
+            text=True, start_new_session=True,  # a killed one takes nothing else along
         )  # fmt: skip
-        modules = [x for x in calls.read_text().splitlines() if x.startswith("-m")]
-        return result, [x.split()[1] for x in modules], modules
+        said = calls.read_text().splitlines()
+        modules = [x for x in said if x.startswith("-m")]
+        return result, [x.split()[1] for x in modules], modules, said
 
     return start
 
@@ -85,42 +86,64 @@ INSTALLED = "installing requirements.txt into .venv (once; a minute or a few) ..
 
 
 def test_setup_says_a_line_for_each_step(fresh):
-    result, steps, calls = fresh()
+    result, steps, calls, _ = fresh()
     assert result.returncode == 0 and result.stdout == "ran\n"
     assert result.stderr.splitlines() == [MADE, INSTALLED]
     assert steps == ["venv", "pip"] and " torch==2.13.0 " in calls[1]
-    result, steps, _ = fresh()
+    result, steps, *_ = fresh()
     assert (result.stdout, result.stderr, steps) == ("ran\n", "", [])
 
 
+def test_another_torch_stays_chosen(fresh):
+    fresh()
+    _, steps, calls, _ = fresh(TORCH="torch==2.8.0")
+    assert steps == ["pip"] and " torch==2.8.0 " in calls[0]
+    assert fresh()[1] == fresh(TORCH="torch==2.8.0")[1] == []
+
+
+def test_a_newer_python_beside_an_old_one_is_found(fresh, tmp_path):
+    (tmp_path / "bin/python3").rename(tmp_path / "bin/python3.11")
+    for name in "python3", "python":
+        (tmp_path / f"bin/{name}").write_text("#!/usr/bin/env bash\nexit 1\n")
+        (tmp_path / f"bin/{name}").chmod(0o755)
+    result, steps, *_ = fresh(PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert result.stdout == "ran\n" and steps == ["venv", "pip"]
+
+
+def test_the_demo_overwrites_its_own_folder_alone(fresh):
+    for more, overwrites in ([], True), (["--resume"], False), (["--output_dir", "a"], False):
+        calls = fresh(name="run_demo.sh", more=more)[3]
+        assert ("--overwrite" in calls[-1]) == overwrites and "train.py" in calls[-1]
+
+
 def test_tests_install_what_they_need(fresh):
-    result, steps, calls = fresh(name="test.sh")
+    result, steps, calls, _ = fresh(name="test.sh")
     assert result.returncode == 0 and "WARNING" not in result.stdout + result.stderr
     assert steps == ["venv", "pip", "pip", "ruff", "ruff", "tach", "pytest"]
     assert calls[2].endswith("-r requirements-dev.txt")
-    _, steps, _ = fresh(name="test.sh")
+    _, steps, *_ = fresh(name="test.sh")
     assert steps == ["ruff", "ruff", "tach", "pytest"]
 
 
 def test_a_failed_installation_shows_all_and_is_done_again(fresh):
     for expected in (["venv", "pip"], ["pip"]):
-        result, steps, _ = fresh("pip")
+        result, steps, *_ = fresh("pip")
         assert result.returncode == 2 and result.stdout == "" and steps == expected
         said = result.stderr.splitlines()[-3:]
         assert said[:2] == ["WARNING: a mirror is ignored", "WARNING: root runs pip"]
         assert said[2].startswith("error: pip could not install requirements.txt; ")
-    result, steps, _ = fresh()
+    result, steps, *_ = fresh()
     assert result.stdout == "ran\n" and result.stderr == f"{INSTALLED}\n" and steps == ["pip"]
 
 
 @pytest.mark.parametrize("fault,code", [("venv", 2), ("killed", -9)])
 def test_an_environment_cut_off_in_the_making_is_made_again(fresh, fault, code):
-    result, steps, _ = fresh(fault)
+    result, steps, *_ = fresh(fault)
     assert result.returncode == code and steps == ["venv"]
     if fault == "venv":
         assert result.stderr.splitlines()[:2] == [MADE, "venv speaks"]
         assert "error: " in result.stderr.splitlines()[2]
-    result, steps, _ = fresh()
+    result, steps, *_ = fresh()
     assert result.stdout == "ran\n" and steps == ["venv", "pip"]
 
 

@@ -407,17 +407,22 @@ def test_a_student_learns_what_its_teacher_predicts(demo, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["distil", "self_training"])
-def test_distant_documents_are_there_before_a_teacher_is_trained(tmp_path, script):
-    for split in ("train", "dev", "test"):
-        write_json(tmp_path / f"{split}_revised.json", [])
+def test_faults_of_later_phases_are_told_before_a_teacher_is_trained(tmp_path, script):
+    write_json(tmp_path / "train_revised.json", [])
     command = ["bash", str(ROOT / f"scripts/run_{script}.sh"), "--data_dir", str(tmp_path)]
-    environment = os.environ | {"PYTHON": sys.executable, "DISTANT": "far.json"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    message = f"error: {tmp_path}/far.json: no such file; DISTANT names the distant documents\n"
-    assert (done.returncode, done.stderr) == (2, message)
-    command += ["--train_file", "train_annotated.json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "error: --train_file: HUMAN names" in done.stderr
+
+    def said(*more, **variables):
+        environment = os.environ | {"PYTHON": sys.executable} | variables
+        done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        return done.stderr
+
+    far = "/nowhere/far.json"
+    for name, path in ("far.json", f"{tmp_path}/far.json"), (far, far):
+        assert said(DISTANT=name) == f"error: {path}: no such file; DISTANT names it\n"
+    assert said(HUMAN=far) == f"error: {far}: no such file; HUMAN names it\n"
+    for flag in "--train_file", "--output_dir", "--seeds":
+        assert said(flag, "1").startswith(f"error: {flag}: HUMAN and DISTANT name the documents")
 
 
 @pytest.mark.slow

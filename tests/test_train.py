@@ -149,6 +149,13 @@ def test_what_wandb_is_told(demo, tmp_path, monkeypatch):
     train.main(flags(demo, tmp_path / "a", *more, "--resume"))
     assert started[1]["id"] == "run1" and started[1]["resume"] == "allow"
 
+    def refuse(**settings):
+        raise fake.errors.Error("No API key configured.\nUse wandb login")
+
+    fake.init, fake.errors = refuse, SimpleNamespace(Error=type("Error", (Exception,), {}))
+    with pytest.raises(InputError, match="^--wandb offline: No API key configured.$"):
+        train.main(flags(demo, tmp_path / "b", *more))
+
 
 def test_a_model_older_than_a_flag_has_its_default():
     config = DocREConfig(gamma=3.0)
