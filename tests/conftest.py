@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -194,9 +195,19 @@ DEMO_SIZES = "--num_train", "16", "--num_dev", "4", "--num_test", "4"
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The demo's corpus and encoder, cut down."""
+    """The demo's corpus and encoder, cut down, but with dropout."""
     folder = tmp_path_factory.mktemp("demo")
     make_demo.main([*DEMO_SIZES, "--output_dir", str(folder)])
+    return with_dropout(folder, 0.1)
+
+
+def with_dropout(folder, rate):
+    """Sets the dropout of the demo's encoder. Returns the folder."""
+    path = folder / "encoder/config.json"
+    config = read(path)
+    assert config.keys() >= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
+    rates = {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+    path.write_text(json.dumps(config | rates))
     return folder
 
 
@@ -255,7 +266,7 @@ def extractor(folder):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Drawing takes most of a report's time."""
-    monkeypatch.setattr("report.draw_group", lambda *_: [])
+    monkeypatch.setattr("report.figures", Mock())
 
 
 @pytest.fixture(scope="session")

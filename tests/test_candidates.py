@@ -104,7 +104,8 @@ def test_a_step_over_candidates_and_none(tokenizer, backbone):
     batch = collate(docred_features(documents_of(2, 0, None), tokenizer), TOKENS)
     labels = batch.pop("labels")
     get_loss("HingeABL")(model(**batch), labels).backward()
-    assert all(x.grad is None or x.grad.isfinite().all() for x in model.parameters())
+    grads = [x.grad for x in model.parameters() if x.grad is not None]
+    assert all(x.isfinite().all() for x in grads) and any(x.any() for x in grads)
     batch = collate(docred_features(documents_of(0, 0), tokenizer), TOKENS)
     assert batch.pop("labels").shape == model(**batch).shape == (0, 97)
 

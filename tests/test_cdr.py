@@ -1,7 +1,7 @@
 """CDR and GDA: the files that ATLOP reads, as documents with candidate pairs."""
 
-import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -43,6 +43,11 @@ def test_a_line_by_hand():
     assert document["vertexSet"][0][1] == second
     assert document["candidates"] == [[0, 1]]
     assert document["labels"] == [{"h": 0, "t": 1, "r": "CID"}]
+
+
+def test_the_genes_of_gda():
+    line = line_of(pair("1:GDA:2", "L2R", LITHIUM, CYANOSIS))
+    assert convert_bio.read_line(line, "GDA")["labels"] == [{"h": 0, "t": 1, "r": "GDA"}]
 
 
 def test_a_mention_across_sentences_joins_them():
@@ -110,7 +115,10 @@ def test_the_whole_corpus_is_read():
 
 
 def test_run_cdr(tmp_path):
-    """From the files to a run folder, on three abstracts of one line each."""
+    """From the files to train.py's flags, on three abstracts of one line each."""
+    root = tmp_path / "repo"  # a copy, for the converted documents go to its dataset/
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    (root / "inputs").symlink_to(ROOT / "inputs")
     stub = tmp_path / "python"
     stub.write_text(f"""#!{sys.executable}
 import os, sys
@@ -121,7 +129,7 @@ else:
 """)
     stub.chmod(0o755)
     env = os.environ | {"PYTHON": str(stub), "CDR_DIR": str(tmp_path), "ENCODER": "e"}
-    command = ["bash", str(ROOT / "scripts/run_cdr.sh"), "--seed", "1"]
+    command = ["bash", str(root / "scripts/run_cdr.sh"), "--seed", "1"]
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert f"CDR_DIR={tmp_path}: no train_filter.data; the files are made by" in result.stderr
@@ -134,4 +142,5 @@ else:
     flags = dict(zip(said, said[1:], strict=False))  # of a flag that is there twice, the last
     assert flags["--num_labels"] == "1" and flags["--num_train_epochs"] == "30"
     assert flags["--learning_rate"] == "2e-5" and flags["--seed"] == "1"
-    assert json.loads(open(f"{flags['--data_dir']}/dev.json").read())[0]["labels"]
+    assert flags["--data_dir"].startswith(str(root))
+    assert read(f"{flags['--data_dir']}/dev.json")[0]["labels"]

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from argparse import Namespace
 import pytest
 import torch
 import transformers
-from conftest import ROOT, SMALL, flags, read, small_encoder
+from conftest import ROOT, SMALL, flags, read, small_encoder, with_dropout
 from step import make_features
 
 import train
@@ -219,7 +220,8 @@ def test_a_killed_run_goes_on(demo, tmp_path, capsys):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA cards")
 @pytest.mark.parametrize("backbone", ["atlop", "docunet"])
 def test_a_process_for_each_card_trains_as_one_process_does(demo, tmp_path, backbone):
-    """In float32; the demo's encoder has no dropout."""
+    """In float32, without dropout."""
+    demo = with_dropout(shutil.copytree(demo, tmp_path / "demo"), 0.0)
     count, losses = torch.cuda.device_count(), []
     launcher = "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"
     batch_size = str(count * -(-4 // count))  # 4, or more, where these cannot be divided

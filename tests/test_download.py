@@ -13,7 +13,7 @@ import subprocess
 import threading
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, shared
 
 TRAIN, DEV, TEST = NAMES = ["train_revised.json", "dev_revised.json", "test_revised.json"]
 IDS = {
@@ -27,6 +27,11 @@ WRONG = b"my own edited copy\n"
 
 def blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def test_the_ids_are_those_of_the_official_files():
+    for name in (DEV, TEST):
+        assert blob_id(shared(f"redocred-2612/{name}").read_bytes()) == IDS[name]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -5,6 +5,7 @@ import math
 import random
 import shutil
 from itertools import product
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -263,7 +264,10 @@ def with_evidence(demo, tmp_path_factory):
                 x["evidence"] = [m["sent_id"] for m in mentions] if (i + k) % 4 else []
         (folder / f"{split}_revised.json").write_text(json.dumps(documents))
     more = ["--backbone", "dreeam", "--evidence_weight", "0.5", "--tune_threshold", "--fusion"]
-    train.main(flags(demo, folder / "run", "--data_dir", str(folder), *more))
+    with patch("engine.fit.train_step", wraps=train_step) as step:
+        train.main(flags(demo, folder / "run", "--data_dir", str(folder), *more))
+    weights = step.call_args.kwargs["weights"]
+    assert (weights["labels"], weights["evidence"]) == (1, 0.5)
     return folder
 
 

@@ -304,7 +304,8 @@ def test_encoder_whose_weights_hold_a_part_that_the_model_lacks_is_refused(tmp_p
 
 def test_window_size():
     assert window_size(small_encoder(max_position_embeddings=512).config) == 512
-    for kind in ("roberta", "mpnet"):  # they count positions from the padding's id
+    # These count positions from the padding's id.
+    for kind in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         config = AutoConfig.for_model(kind, max_position_embeddings=514, pad_token_id=1)
         assert window_size(config) == 512
 

@@ -96,11 +96,11 @@ def test_the_model_knows_relations(extractor):
 
 @pytest.mark.slow
 def test_the_model_on_official_documents(extractor):
-    """The first 40 of the test split; the whole split has 67.8 F1."""
+    """The first 40 of the test split, which are easier than the whole, which has 67.8 F1."""
     documents = read_documents(shared("redocred-992/test_revised.json"))[:40]
     correct = predicted = 0
     for record in extractor(documents):
         predicted += len(record["relations"])
         correct += sum(x["correct"] for x in record["relations"])
     labels = sum(len({(x["h"], x["t"], x["r"]) for x in d["labels"]}) for d in documents)
-    assert 2 * correct / (predicted + labels) > 0.58
+    assert 200 * correct / (predicted + labels) == pytest.approx(72.5, abs=0.5)

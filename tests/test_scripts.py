@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT, read
 from made_runs import write_run
 
+from engine.command_line import parse_runs
+
 STUB = """#!{python}
 # Stands for python: train.py copies a finished run and puts in the flags; all else is real.
 import json, os, sys
@@ -215,6 +217,39 @@ def test_run_table2(table3, tmp_path):
     assert (out / "dreeam-e0.1-HingeABL-seed1").is_dir()
     result = start(name="run_table2.sh", BACKBONES="dream")
     assert result.returncode == 2 and "error: BACKBONES: dream" in result.stderr
+
+
+@pytest.mark.parametrize("name,given,expected", [
+    ("bert", {}, "5e-5 1e-4 4 30 HingeABL atlop"),
+    ("roberta", {"LOSS": "AFL", "BACKBONE": "docunet"}, "3e-5 1e-4 4 30 AFL docunet"),
+    ("minilm", {"LOSS": "ATL", "BACKBONE": "dreeam"}, "1e-4 5e-4 4 10 ATL dreeam"),
+])  # fmt: skip
+def test_recipes_are_flags_of_train(tmp_path, name, given, expected):
+    stub = tmp_path / "python"
+    stub.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    env = os.environ | {"PYTHON": str(stub), "REDOCRED_DIR": "/d", "ENCODER": "e"} | given
+    command = ["bash", str(ROOT / f"scripts/run_{name}.sh"), "--device", "cpu"]
+    said = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+    script, *arguments = said.splitlines()
+    (run,) = parse_runs(arguments)
+    found = run.learning_rate, run.classifier_lr, run.train_batch_size, run.num_train_epochs
+    *numbers, loss, backbone = expected.split()
+    assert [*found, run.loss_type, run.backbone] == [*map(float, numbers), loss, backbone]
+    assert script == str(ROOT / "train.py") and run.data_dir == "/d"
+    encoder = {"bert": "bert-base-cased", "roberta": "roberta-large", "minilm": "e"}[name]
+    assert run.output_dir == f"runs/{encoder}-{backbone}-{loss}-seed66"
+
+
+def test_run_predict_gives_its_model_and_page(fresh):
+    *_, said = fresh(name="run_predict.sh", more=["a.txt", "--format", "graphml"], NER="x")
+    arguments = said[-1].split()
+    flags = dict(zip(arguments, arguments[1:], strict=False))  # of one given twice, the last
+    assert flags["--model"].endswith("pretrained/redocred-minilm") and flags["--ner"] == "x"
+    assert flags["--html"].endswith("runs/relations.html") and flags["--text"] == "a.txt"
+    assert flags["--format"] == "graphml"
+    result, *_ = fresh(name="run_predict.sh", NER="x")
+    assert result.returncode == 2 and "error: no text given" in result.stderr
 
 
 def test_gpus_are_processes(tmp_path):

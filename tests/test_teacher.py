@@ -21,7 +21,7 @@ from engine import fit
 from engine.fit import batch_loss, train_step
 from engine.inference import Predictor
 from engine.run_folder import load_model
-from engine.teacher import Teachers, with_bins
+from engine.teacher import Teachers
 from inputs.documents import read_documents
 from inputs.files import InputError, write_json
 from losses import get_loss
@@ -122,7 +122,9 @@ def test_two_teachers_give_their_mean(documents, tokenizer, size):
     expected = sum(len(pairs_of(x)) * 97 for x in features)  # then attention, of either order
     expected += sum(len(pairs_of(x)) // 2 * len(x["input_ids"]) for x in features)
     assert teachers.num_bytes() == 2 * expected
-    teachers.keep(memory=1e9)
+    teachers.keep(memory=2 * expected - 1)
+    assert teachers.kept == []
+    teachers.keep(memory=2 * expected)
     assert sum(x.numel() for kept in teachers.kept for x in kept.values()) == expected
     kept = teachers.recall(numbers)
     for name, tensor in taught.items():
@@ -156,8 +158,6 @@ def test_other_tokens_are_compared_by_sentences(documents, tokenizer):
     torch.testing.assert_close(taught["teacher_attention"][:, 1:], shares)
     assert (taught["teacher_attention"][:, 0] > 0).all()
     assert taught["teacher_attention"].sum(1) == pytest.approx(1, abs=1e-2)
-    bins = with_bins(batch["sentences"], False)
-    assert (bins[:, :, : bins.shape[2] - shares.shape[1]].sum(2) + shares.new_tensor(0)).max() == 1
     teachers.keep(memory=1e9)
     kept = teachers.recall([0, 1])["teacher_attention"].double()
     torch.testing.assert_close(kept, taught["teacher_attention"], rtol=1e-3, atol=1e-6)
@@ -283,9 +283,12 @@ def test_batches_mix_documents_with_and_without_labels(
     )
     more = *taught_by(finished, corpus), "--train_batch_size", "2", "--test_file", ""
     more += "--gradient_accumulation_steps", "2", "--num_train_epochs", "1"
+    more += "--label_weight", "0.5", "--teacher_weight", "2"
     train.main(flags(demo, tmp_path / "a", *more))
     teacher, seen = load_model(finished), 0
+    weights = {"labels": 0.5, "evidence": 0.0, "teacher_logits": 2.0, "teacher_attention": 1.0}
     for (_, batches), given in calls:
+        assert given["weights"] == weights
         labels = torch.cat([batch["labels"] for batch in batches])
         seen += len(labels)
         counts, taught = given["counts"], sum(len(batch["pairs"]) for batch in batches)
@@ -307,8 +310,7 @@ def test_batches_mix_documents_with_and_without_labels(
 
 
 def test_labels_without_weight_count_for_nothing(demo, corpus, finished, tmp_path):
-    """Two runs on other labels have the same weights; teachers that run in every step teach nearly
-    the same as those that ran before."""
+    """Two runs on other labels have the same losses."""
     documents = read(corpus / "train_revised.json")
     for document in documents[:5]:
         document["labels"] = []
@@ -317,14 +319,11 @@ def test_labels_without_weight_count_for_nothing(demo, corpus, finished, tmp_pat
     for name, *more in [
         ("a", "--label_weight", "0"),
         ("b", "--label_weight", "0", "--train_file", str(tmp_path / "few.json")),
-        ("c", "--label_weight", "0", "--teacher_memory", "0"),
-        ("d",),
     ]:
         more = *taught_by(finished, corpus), "--max_steps", "6", "--test_file", "", *more
         train.main(flags(demo, tmp_path / name, *more))
         losses.append([x["loss"] for x in without_times(tmp_path / name)])
-    assert losses[0] == losses[1] != losses[2] == pytest.approx(losses[0], rel=1e-3)
-    assert losses[3] != pytest.approx(losses[0], rel=0.1)
+    assert losses[0] == losses[1]
 
 
 def test_a_teacher_with_another_tokenizer(demo, corpus, folder, tmp_path, monkeypatch):
