@@ -85,11 +85,9 @@ def infinite(content):
 
 
 BROKEN = {
-    "empty weights": ("model.safetensors", lambda x: b"", "model.safetensors"),
     "cut weights": ("model.safetensors", lambda x: x[: len(x) // 2], "model.safetensors"),
     "infinite weight": ("model.safetensors", infinite, "not a finite number"),
     "cut configuration": ("config.json", lambda x: x[:-9], "config.json"),
-    "backbone": ("config.json", changed(backbone="x"), "backbone"),
     "size": ("config.json", changed(emb_size=-1), "emb_size"),
     "classes": ("config.json", changed(label2id={"Na": "x"}), "config.json"),
     "cut tokenizer": ("tokenizer.json", lambda x: x[: len(x) // 2], "tokenizer"),

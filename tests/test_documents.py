@@ -203,11 +203,6 @@ def test_bad_file_is_refused_with_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
-def test_not_utf_8_is_refused():
-    with pytest.raises(InputError, match="in.json: document 0: not valid JSON: .*(?i:utf-8)"):
-        list(read_new_documents('{"a": "é"}'.encode("latin-1"), "in.json", REL2ID))
-
-
 def test_every_form_of_a_file(tmp_path):
     """Further fields come through, too. A file that is cut anywhere is refused."""
     documents = [make_document(random.Random(0), title=f"Doc {i}") for i in range(3)]

@@ -106,7 +106,6 @@ def test_runs_share_gpus_through_mps(many, tmp_path):
         {"FAULT": "client"},
         {"FAULT": "server"},
         {"FAULT": "no command"},
-        {"JOBS": "1"},
         {"JOBS": "2"},
         {"SMI": "No devices were found\\n"},
         {"CUDA_VISIBLE_DEVICES": ""},

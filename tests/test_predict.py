@@ -344,7 +344,6 @@ def test_evidence_threshold_is_a_share(extractor):
 
 
 BAD_FOLDERS = {
-    "no tokenizer": ({}, "cannot be loaded"),
     "no loss": ({"loss_type": "x"}, "loss_type: 'x': is none of ATL"),
     "classes": ({"id2label": {"0": "Na"}, "label2id": {"Na": 0}}, "bilinear.weight is [97, "),
     "encoder": ({"encoder": "bert-base-cased"}, "encoder: not an object"),
@@ -356,10 +355,7 @@ BAD_FOLDERS = {
 def test_bad_run_folder(tokenizer, tmp_path, name):
     change, message = BAD_FOLDERS[name]
     model = small_model(vocab_size=20 if name == "vocabulary" else 8000)
-    if name == "no tokenizer":
-        model.save_pretrained(tmp_path / "run")
-    else:
-        save_run(model, tokenizer, tmp_path / "run")
+    save_run(model, tokenizer, tmp_path / "run")
     config = read(tmp_path / "run/config.json")
     write_json(tmp_path / "run/config.json", config | change)
     with pytest.raises(InputError) as error:

@@ -127,13 +127,6 @@ def test_missing_and_unreadable_files(tmp_path):
         read_documents(tmp_path / "latin.json")
 
 
-def test_two_documents_with_one_title(tmp_path, documents):
-    documents[2]["title"] = documents[0]["title"]
-    with pytest.raises(InputError) as error:
-        read_documents(write(tmp_path, documents))
-    assert 'document 2 "Document 0": title: document 0 has the same title' in str(error.value)
-
-
 def test_a_path_that_no_file_can_have_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "x.json", tmp_path / ("x" * 300)):

@@ -47,10 +47,6 @@ def test_it_runs_as_committed(committed, executed):
         assert cell.execution_count
         kinds = [{x.output_type for x in y.outputs} for y in (cell, again)]
         assert kinds[0] == kinds[1] and "error" not in kinds[0]
-
-
-@pytest.mark.slow
-def test_what_it_shows(committed, executed):
     for notebook in (committed, executed):
         texts = [shown(cell) for cell in code(notebook)]
         assert "test\nF1" in texts[2] and "HingeABL" in texts[3]

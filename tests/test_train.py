@@ -12,9 +12,10 @@ import torch
 from conftest import REL2ID, ROOT, flags, read, shared, small_encoder
 
 import train
-from engine import run_folder
+from engine import fit, run_folder
 from engine.command_line import parse_runs
 from engine.fit import epoch_groups, make_optimizer, make_schedule
+from engine.models import build_model
 from engine.options import RECIPE, SAVED_WITH_MODEL, Options, saved_with
 from engine.run_folder import load_model, locked
 from evaluation import PATTERNS, count_patterns, evaluate
@@ -65,6 +66,23 @@ def test_same_seed_same_numbers(demo, finished, tmp_path, monkeypatch):
     assert without_times(tmp_path / "b") == without_times(finished)
     for name in ("predictions.json", "model.safetensors", "patterns.json"):
         assert (tmp_path / "b" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_run_of_docunet(demo, tmp_path, monkeypatch):
+    """Its U-Net has a learning rate of its own, its loss a threshold of 0."""
+    made, original = [], fit.make_optimizer
+    monkeypatch.setattr(
+        fit, "make_optimizer", lambda *x, **y: made.append(original(*x, **y)) or made[-1]
+    )
+    more = "--backbone", "docunet", "--loss_type", "balance_softmax", "--unet_lr", "0.5"
+    more += "--down_dim", "8", "--unet_out_dim", "16", "--max_steps", "1", "--save_logits"
+    train.main(flags(demo, tmp_path, *more))
+    rates = [group["initial_lr"] for group in made[0].param_groups]
+    assert sorted(set(rates)) == [1e-3, 0.5] and rates.count(0.5) == 2
+    arrays, results = np.load(tmp_path / "test_logits.npz"), read(tmp_path / "results.json")
+    patterns = count_patterns(**arrays)
+    assert not arrays["threshold"].any()
+    assert {k: results["test"][k] for k in patterns} == pytest.approx(patterns)
 
 
 def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
@@ -256,14 +274,12 @@ BAD_RUNS = {
 }
 
 
-def test_training_goes_on_from_given_weights(demo, finished, tmp_path):
-    """With steps too small to change anything, the scores are those of the weights."""
-    still = "--learning_rate", "1e-30", "--classifier_lr", "1e-30", "--num_train_epochs", "1"
-    for number, source in enumerate((finished, finished / "model.safetensors")):
-        train.main(flags(demo, tmp_path / str(number), *still, "--init_path", str(source)))
-        for split in ("dev", "test"):
-            ours, theirs = (read(x / "results.json") for x in (tmp_path / str(number), finished))
-            assert ours[split] == theirs[split]
+def test_training_begins_with_given_weights(demo, finished, tmp_path):
+    expected = load_model(finished).state_dict()
+    for source in (finished, finished / "model.safetensors"):
+        (run,) = parse_runs(flags(demo, tmp_path, "--init_path", str(source)))
+        found = build_model(run, REL2ID).state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 def test_what_is_trained_on_keeps_its_settings(demo, finished, tmp_path):
