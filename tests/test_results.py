@@ -415,6 +415,19 @@ def test_incomplete_labels_are_of_the_same_documents():
     assert f"{said}{more['P800']:.0f} times as many" in text
 
 
+def test_documents_without_labels_are_none_of_the_others(tmp_path):
+    """And are chosen by the same script."""
+    source, output = shared("docred-unlabelled/documents.json"), tmp_path / "documents.json"
+    titles = ROOT / "meta/titles_999.txt"
+    select_documents.main(
+        ["--input", str(source), "--titles", str(titles), "--output", str(output)]
+    )
+    assert read(output) == read(source) and len(read(source)) == 999
+    splits = [read(shared(f"redocred-2612/{x}_revised.json")) for x in ("train", "dev", "test")]
+    known = {document["title"] for documents in splits for document in documents}
+    assert not known & set(titles.read_text().splitlines())
+
+
 def test_titles_are_taken_in_their_order_and_a_missing_one_is_named(tmp_path):
     source, titles, output = (tmp_path / name for name in ("a.json", "titles.txt", "b.json"))
     source.write_text(

@@ -104,11 +104,11 @@ def test_another_torch_stays_chosen(fresh):
 
 
 def test_a_newer_python_beside_an_old_one_is_found(fresh, tmp_path):
-    (tmp_path / "bin/python3").rename(tmp_path / "bin/python3.11")
+    (tmp_path / "bin/python3").rename(tmp_path / "bin/python3.14")
     for name in "python3", "python":
         (tmp_path / f"bin/{name}").write_text("#!/usr/bin/env bash\nexit 1\n")
         (tmp_path / f"bin/{name}").chmod(0o755)
-    result, steps, *_ = fresh(PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    result, steps, *_ = fresh()
     assert result.stdout == "ran\n" and steps == ["venv", "pip"]
 
 
@@ -224,7 +224,8 @@ def test_run_table2(table3, tmp_path):
     ("roberta", {"LOSS": "AFL", "BACKBONE": "docunet"}, "3e-5 1e-4 4 30 AFL docunet"),
     ("minilm", {"LOSS": "ATL", "BACKBONE": "dreeam"}, "1e-4 5e-4 4 10 ATL dreeam"),
 ])  # fmt: skip
-def test_recipes_are_flags_of_train(tmp_path, name, given, expected):
+def test_recipes_are_flags_of_train(tmp_path, monkeypatch, name, given, expected):
+    monkeypatch.chdir(tmp_path)  # where no run is
     stub = tmp_path / "python"
     stub.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)

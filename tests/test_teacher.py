@@ -214,7 +214,7 @@ def test_a_step_with_a_teacher_waits_for_nothing(documents, tokenizer):
     teachers = teachers_of([predictor_of(small_model(9, vocab_size=200), tokenizer)], documents)
     batch = taught_batch(predictor_of(step.model, tokenizer), teachers, [3, 1, 0], 2)
     weights = {"labels": 1.0, "teacher_logits": 1.0, "teacher_attention": 1.0}
-    more = {"weights": weights, **step.parts("ATL")}
+    more = {"weights": weights, "counts": dict.fromkeys(weights, 9), **step.parts("ATL")}
     train_step(step.model, [batch], **more)
     with Waits() as waits:
         train_step(step.model, [batch], **more)

@@ -327,13 +327,17 @@ def test_finished_run_is_not_overwritten_unasked(demo, finished):
 def test_given_weights_are_not_trained_over(demo, finished, tmp_path):
     folder = tmp_path / "a"
     shutil.copytree(finished, folder)
-    for source in (folder, folder / "model.safetensors"):
+    (tmp_path / "link").symlink_to(folder / "model.safetensors")
+    for source in (folder, folder / "model.safetensors", tmp_path / "link"):
         with pytest.raises(InputError, match="a: holds the weights of --init_path"):
             train.main(flags(demo, folder, "--init_path", str(source), "--overwrite"))
     (folder / "results.json").unlink()
     (folder / "metrics.jsonl").unlink()  # a model from elsewhere
     with pytest.raises(InputError, match="a: holds a model, but no run that could go on"):
         train.main(flags(demo, folder, "--resume"))
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match="a: holds a model, or the beginning of a run"):
+        train.main(flags(demo, folder))
     assert sha256_of(folder / "model.safetensors") == sha256_of(finished / "model.safetensors")
 
 
