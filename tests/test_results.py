@@ -28,6 +28,7 @@ DATA = {  # folder of results/ -> folder of SHARED_DIR
     "redocred-2612-5-epochs": "redocred-2612",
     "redocred-2612-teachers": "redocred-2612",
     "docred-2245": "docred-2245",
+    "redocred-2245": "redocred-2245",
     "precision/mini": "redocred-mini",
     "cdr": "cdr",
 }
@@ -48,8 +49,9 @@ OLD = "redocred-mini"
 
 def documents_of(data):
     """The test and the training documents; CDR's as run_cdr.sh converts them."""
-    if data == "docred-2245":
-        known = {x["title"]: x for x in read(shared("docred-2415/train_annotated.json"))}
+    if data in ("docred-2245", "redocred-2245"):
+        labels = {"d": "docred-2415/train_annotated.json", "r": "redocred-2612/train_revised.json"}
+        known = {x["title"]: x for x in read(shared(labels[data[0]]))}
         titles = (ROOT / "meta/titles_2245.txt").read_text().splitlines()
         return read(shared("redocred-2612/test_revised.json")), [known[title] for title in titles]
     if data != "cdr":
