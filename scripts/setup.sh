@@ -7,9 +7,10 @@
 ROOT="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export TOKENIZERS_PARALLELISM=false
 
-# install NAME FILE [PACKAGE ...]: installs the requirements FILE, again only if it or the packages have
-# changed.
+# install NAME FILE [PACKAGE ...]: installs the requirements FILE into .venv, again only if it or the
+# packages have changed; nothing into an environment of your own.
 install() {
+  [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]] || return 0
   local stamp="$ROOT/.venv/installed-$1" log="$ROOT/.venv/install-$1.log"
   echo "${@:3}" | cat - "$2" | cmp -s - "$stamp" && return
   echo "installing $(basename "$2") into .venv (once; a minute or a few) ..." >&2

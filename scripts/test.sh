@@ -4,9 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
-if [[ "$PYTHON" == "$ROOT/.venv/bin/python" ]]; then
-  install dev requirements-dev.txt
-fi
+install dev requirements-dev.txt
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

@@ -5,7 +5,6 @@ test_report_folders.py; saved states: test_resume.py."""
 import io
 import json
 import shutil
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -173,8 +172,7 @@ def test_broken_logits_are_one_line(tmp_path, name):
     assert not Payload.ran
 
 
-def test_a_report_notes_the_broken_files_of_a_run(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "figures", Mock())  # drawing takes most of a report's time
+def test_a_report_notes_the_broken_files_of_a_run(data, tmp_path, no_figures):
     run, runs, broken = write_run(tmp_path / "sound", data, tuned=True), tmp_path / "runs", []
     shutil.copytree(run, runs / "sound")
     for seed, (name, content) in enumerate(
