@@ -287,7 +287,8 @@ def test_what_a_shift_changes_in_the_text():
     more = means.loc["HingeABL"] - means.loc["ATL"]
     said = "fall of FN/F is gone ({:+.1f} points), and errors are level ({:+.2f})"
     assert said.format(*(more[f"tuned.dev.{x}"] for x in ("FN/F", "F/(T+F)"))) in text
-    assert f"lower still ({more['tuned.dev.FN_CRK/FN']:+.1f} points)" in text
+    now, before = (-more[f"{kind}dev.FN_CRK/FN"] for kind in ("tuned.", ""))
+    assert f"still lower (by {now:.1f} points, not {before:.1f})" in text
     irk = means["tuned.dev.FN_IRK"]
     assert f"wrongly, {irk['HingeABL']:,.0f} pairs instead of {irk['ATL']:,.0f}." in text
 
