@@ -117,7 +117,7 @@ def readable(read, runs, notes):
             notes.append(str(error))
 
 
-def draw_group(group, rankings, pairs, pair_losses, draw):
+def draw_group(group, rankings, pairs, draw):
     """Draws the figures of a group, backbone by backbone; draw(figure, name, caption) saves one.
     rankings: (backbone, loss) -> seed -> `read_ranking` of test; pairs: see `locate_pairs`. Returns
     notes on what could not be drawn."""
@@ -135,7 +135,7 @@ def draw_group(group, rankings, pairs, pair_losses, draw):
             caption = f"{backbone}: precision and recall, reliability (test); means of the seeds"
             draw(figures.ranking_curves(found, styles), f"{backbone} ranking", caption)
         for pair in pairs:
-            draw_pair(backbone, rows, pair, pair_losses, group["classes"], draw, notes)
+            draw_pair(backbone, rows, pair, group["classes"], draw, notes)
     return notes
 
 
@@ -151,7 +151,7 @@ def draw_training(backbone, rows, styles, draw, notes):
         draw(figures.training_curves(found, styles), f"{backbone} curves", caption)
 
 
-def draw_pair(backbone, rows, pair, losses, classes, draw, notes):
+def draw_pair(backbone, rows, pair, classes, draw, notes):
     number, split, row, title = pair
     info = read_json(META_DIR / "rel_info.json")
     names = [printable(info.get(name, name), 80) for name in sorted(classes, key=classes.get)][1:]
@@ -160,7 +160,7 @@ def draw_pair(backbone, rows, pair, losses, classes, draw, notes):
     def read(run):
         return read_pair(run, split, row) if (run["folder"] / file).exists() else None
 
-    for loss in losses:
+    for loss in ("ATL", "HingeABL"):
         if case := next(readable(read, rows.get(loss, []), notes), None):
             cases.append(case)
         else:
@@ -182,8 +182,6 @@ def build_parser():
     add("--reference", help="compare with this loss (default: each backbone's own)")
     pair = {"nargs": 3, "metavar": ("TITLE", "HEAD", "TAIL"), "action": "append", "default": []}
     add("--pair", **pair, help="draw Figure 1b, 1c for this pair (entity names or numbers)")
-    losses = {"nargs": 2, "metavar": ("LOSS", "LOSS"), "default": ["ATL", "HingeABL"]}
-    add("--pair_losses", **losses, help="the two losses of --pair, e.g. ATL HingeABL:joint")
     return parser
 
 
@@ -224,7 +222,7 @@ def report_group(number, group, splits, pairs, paper, args):
         if splits.keys() >= {"train", "dev"}:
             details = detail_tables(group, splits, kept)
     draw = drawer(Path(args.out), shown, f"group{number} ")
-    notes = draw_group(group, kept["ap"], pairs, args.pair_losses, draw)
+    notes = draw_group(group, kept["ap"], pairs, draw)
     runs = frame_of(group)
     for row in make_table("", "", {"F1": "test.f1"}, runs)["rows"]:
         text = cell_text(row["cells"]["F1"], "F1", len(row["seeds"]))

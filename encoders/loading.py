@@ -137,9 +137,9 @@ def transformer_type(config):
     return "roberta" if config.model_type in ("roberta", "xlm-roberta", "camembert") else "bert"
 
 
-def window_size(config, largest=512):
+def window_size(config):
     """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders."""
-    limit = getattr(config, "max_position_embeddings", None) or largest
+    limit = getattr(config, "max_position_embeddings", None) or 512
     if transformer_type(config) == "roberta" or config.model_type == "mpnet":
         limit -= config.pad_token_id + 1  # their first position
-    return min(limit, largest)
+    return min(limit, 512)

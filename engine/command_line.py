@@ -22,9 +22,10 @@ def parse_runs(argv=None):
     source = args.load_path or args.init_path
     # os.path: False, not an error, for a name that no file can have
     if source and os.path.isfile(Path(source) / CONFIG):
-        saved, recipe = saved_with(load_config(source)), recipe_of(source)
+        saved = saved_with(load_config(source))
+        recipe = {"model_name_or_path": source} | recipe_of(source)
         if args.init_path:
-            recipe = {"model_name_or_path": recipe.get("model_name_or_path", source)}
+            recipe = {"model_name_or_path": recipe["model_name_or_path"]}
         parser.set_defaults(rel2id=Path(source) / CONFIG, **recipe | saved)
         if parser.parse_args(argv).loss_type != saved["loss_type"]:  # its margin is no other loss's
             parser.set_defaults(**{name: FLAGS[name].default for name in all_options()})

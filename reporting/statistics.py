@@ -50,10 +50,10 @@ def scores_of_counts(counts):
 
 
 @lru_cache(maxsize=4)
-def drawn_documents(documents, resamples, seed=0):
+def drawn_documents(documents, resamples):
     """How often each resample draws each document, [1 + resamples, documents]; the first row has
     each once. All runs on as many documents get the same draws."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = generator.multinomial(documents, np.full(documents, 1 / documents), resamples)
     return np.vstack([np.ones(documents), drawn]).astype(np.uint16)
 

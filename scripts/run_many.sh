@@ -82,6 +82,7 @@ start_mps() {
   local gpus numbers client
   IFS=, read -ra gpus <<< "$GPUS_HERE"
   ((${#gpus[@]} > 0 && JOBS > ${#gpus[@]})) || return 0
+  [[ ! " $GIVEN" =~ " --device"[\ =]cpu ]] || return 0
   [[ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]] || return 0
   type -P nvidia-cuda-mps-control > /dev/null || return 0
   MPS="$(mktemp -d /tmp/mps.XXXX)"  # not in TMPDIR: the path of a socket has at most 107 bytes

@@ -110,6 +110,7 @@ def test_runs_share_gpus_through_mps(many, tmp_path):
         {"SMI": "No devices were found\\n"},
         {"CUDA_VISIBLE_DEVICES": ""},
         {"CUDA_MPS_PIPE_DIRECTORY": "/mine"},
+        {"flags": ["--device", "cpu"]},
     ],
     ids=str,
 )

@@ -13,7 +13,6 @@ import evaluation
 from encoders.cpu_unpadded import Attention, Dropout, dropout, keep
 from encoders.loading import load_tokenizer
 from encoders.mention_attention import attention_at_mentions, encode_windows
-from engine.fit import epoch_groups
 from engine.scoring import to_official
 from inputs.documents import read_documents
 from inputs.files import relation_ids
@@ -234,13 +233,3 @@ def test_attention_rows_of_bf16_come_from_scores_in_float32():
     calls = {"query": [query.double()], "key": [key.double()]}
     exact = attention_at_mentions(encoder, None, calls, *rest)
     torch.testing.assert_close(rows, exact.float(), rtol=1e-5, atol=1e-6)
-
-
-def test_batches_of_like_length_pad_less():
-    lengths = [10 + i * 37 % 400 for i in range(256)]
-    padded = {}
-    for by_length in (False, True):
-        groups = epoch_groups(lengths, 4, 1, torch.Generator().manual_seed(0), by_length)
-        batches = [[lengths[i] for i in batch] for group in groups for batch in group]
-        padded[by_length] = sum(4 * max(batch) for batch in batches) / sum(map(sum, batches))
-    assert padded[True] < 1.1 < 1.3 < padded[False]

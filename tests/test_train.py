@@ -105,6 +105,16 @@ def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
     assert f"F1 {100 * trained['test']['f1']:.2f}" in capsys.readouterr().out
 
 
+def test_the_encoder_of_a_model_alone_is_the_folder(finished, tmp_path):
+    """Of a folder without results nobody knows the encoder's name, so it is not the default's."""
+    shutil.copytree(finished, tmp_path / "box", ignore=shutil.ignore_patterns("results.json"))
+    known = read(finished / "results.json")["args"]["model_name_or_path"]
+    for flag in ("--load_path", "--init_path"):
+        for folder, name in ((finished, known), (tmp_path / "box", str(tmp_path / "box"))):
+            (run,) = parse_runs([flag, str(folder), "--device", "cpu"])
+            assert run.model_name_or_path == name
+
+
 def test_load_path_takes_a_released_checkpoint(demo, finished, tmp_path):
     state = load_model(finished).state_dict()
     torch.save(state, tmp_path / "released.pt")
