@@ -26,6 +26,7 @@ DATA = {  # folder of results/ -> folder of SHARED_DIR
     "redocred-992-mpnet": "redocred-992",
     "redocred-992-10-epochs": "redocred-992",
     "redocred-2612-5-epochs": "redocred-2612",
+    "redocred-2612-8-epochs": "redocred-2612",
     "redocred-2612-teachers": "redocred-2612",
     "redocred-2612-types": "redocred-2612",
     "docred-2245": "docred-2245",
@@ -38,6 +39,7 @@ REPORTS = (
     "redocred-992-mpnet",
     "redocred-992-10-epochs",
     "redocred-2612-5-epochs",
+    "redocred-2612-8-epochs",
     "docred-2245",
     "cdr",
 )
