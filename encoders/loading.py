@@ -139,7 +139,8 @@ def transformer_type(config):
 
 def window_size(config):
     """Tokens of an encoder window: 512 as in the released code, fewer for smaller encoders."""
-    limit = getattr(config, "max_position_embeddings", None) or 512
+    largest = 512
+    limit = getattr(config, "max_position_embeddings", None) or largest
     if transformer_type(config) == "roberta" or config.model_type == "mpnet":
         limit -= config.pad_token_id + 1  # their first position
-    return min(limit, 512)
+    return min(limit, largest)
