@@ -29,7 +29,7 @@ from engine.teacher import load_teachers
 from engine.tracking import start_wandb, test_scores
 from evaluation import format_scores
 from inputs.files import InputError, relation_ids, run_main, write_json
-from losses import all_options, get_loss, takes_priors
+from losses import all_options, get_loss, options_of, takes_priors
 from prepro import pairs_of, related_pairs
 from utils import make_deterministic, set_seed, to_device
 
@@ -214,13 +214,16 @@ def train(args, data, predictor, folder, log):
 
 
 def loss_of(args, data, config):
-    """The loss of the flags. For SSR_PU the model's configuration gets the class priors of the
-    training file. Raises InputError for a relation that more pairs would have than there are."""
+    """The loss of the flags. For one that takes class priors the model's configuration gets those
+    of the training file. Raises InputError for a relation that SSR_PU would expect in all pairs."""
     options = {name: getattr(args, name) for name in all_options()}
     if not takes_priors(args.loss_type):
         return get_loss(args.loss_type, **options)
     priors = torch.tensor([*data.class_priors.values()], device=args.device)
     loss_function = get_loss(args.loss_type, priors, **options)
+    config.class_priors = data.class_priors
+    if "prior_factor" not in options_of(args.loss_type):
+        return loss_function
     factor = signature(loss_function).parameters["prior_factor"].default  # as given, or the loss's
     for name, prior in data.class_priors.items():
         if factor * prior >= 1:
@@ -228,7 +231,6 @@ def loss_of(args, data, config):
                 f"--prior_factor: {factor:g} times the {100 * prior:.1f} % of pairs that have "
                 f"{name} in {args.train_file} is all of them or more"
             )
-    config.class_priors = data.class_priors
     return loss_function
 
 
@@ -295,7 +297,7 @@ def finish(args, results, predictor, folder):
         write_json(folder / run_folder.RESULTS, results)
         run_folder.remove_states(folder)
         print(f"run folder: {folder}")
-    if args.fusion and source.is_dir() and args.load_path:
+    if args.fusion and args.load_path and source.is_dir():
         own = model.config.loss_type, model.config.evidence_threshold
         if own == (args.loss_type, args.evidence_threshold):
             run_folder.save_config(model, source)  # predict.py --fusion needs the threshold

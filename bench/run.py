@@ -259,16 +259,16 @@ def training(args):
         pair = Pair(args, size)
         theirs, ours = dev_features(args, pair)
         lengths = [len(feature["input_ids"]) for feature in ours[: args.documents]]
-        for by_chance in (False, True):
+        for by_length in (True, False):
             generator = torch.Generator().manual_seed(0)
-            groups = epoch_groups(lengths, 4, 1, generator, by_length=not by_chance)
+            groups = epoch_groups(lengths, 4, 1, generator, by_length)
             batches = [batch for group in groups for batch in group]
             pair.train_baseline([theirs[i] for i in batches[0]])  # to warm up
             pair.train_ours([ours[i] for i in batches[0]])
             parts = [batches[i :: args.parts] for i in range(args.parts)]
             rates = []  # measured between the parts, because the machine's speed drifts
             done = [ours[i] for batch in batches for i in batch]
-            order = "shuffled" if by_chance else "like length"
+            order = "like length" if by_length else "shuffled"
             row = compare(
                 f"train, {size}, {len(done)} documents, {order}",
                 lambda part, pair=pair, x=theirs: [

@@ -164,7 +164,7 @@ def check_output_dir(args):
     if not args.output_dir or args.overwrite:
         return
     folder = Path(args.output_dir)
-    is_run = any((folder / name).exists() for name in (RESULTS, METRICS)) or state_files(folder)
+    is_run = (folder / RESULTS).exists() or state_files(folder)
     has_weights = any((folder / name).exists() for name in (WEIGHTS, PACKED))
     if args.resume:
         if has_weights and not is_run:
@@ -180,7 +180,7 @@ def check_output_dir(args):
             f"--output_dir {folder}: holds an interrupted run; add --resume to go on with it, "
             "or --overwrite"
         )
-    if (has_weights or (folder / CONFIG).exists()) and not is_run:
+    if has_weights or (folder / CONFIG).exists():
         raise InputError(
             f"--output_dir {folder}: holds a model, or the beginning of a run; add --overwrite"
         )

@@ -93,7 +93,7 @@ class RelationExtractor:
         """The record of one document, or the records of a list of documents:
 
         title      str
-        relations  a list, sorted by head, tail and class, of
+        relations  a list, in the order of the pairs, then of the class, of
             head, tail  {entity: index, name: of its first mention, mentions: name, type, sent_id
                         and pos of each; for a text also start and end}
             relation    property, e.g. "P17"

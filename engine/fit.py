@@ -225,9 +225,10 @@ def fit(
     save(progress)    writes the state
     log(values, step) logs the loss every 10 steps
 
-    The state is saved at the end of every epoch and every save_steps; dev is evaluated at the end
-    of every epoch and every evaluation_steps. Raises InputError for a loss that is not finite, and
-    KeyboardInterrupt when stopped (after a first Ctrl-C or SIGTERM the state is saved).
+    The state is saved at the end of every epoch, every save_steps and before the first evaluation;
+    dev is evaluated at the end of every epoch and every evaluation_steps. Raises InputError for a
+    loss that is not finite, and KeyboardInterrupt when stopped (after a first Ctrl-C or SIGTERM the
+    state is saved).
     """
     started = time.perf_counter() - progress.seconds
     pending = []  # losses still on the device
@@ -270,7 +271,10 @@ def fit(
             # --max_steps may end within an epoch.
             ends_epoch = progress.step % steps_per_epoch == 0 or progress.step == num_steps
             progress.evaluation_is_due = ends_epoch or is_due(evaluation_steps)
-            saves, stops = ends_epoch or is_due(save_steps), distributed.any_process(bool(requests))
+            # Before the first evaluation, too: weights never lie in a folder without a state.
+            is_first = progress.evaluation_is_due and not progress.records
+            saves = ends_epoch or is_due(save_steps) or is_first
+            stops = distributed.any_process(bool(requests))
             if progress.evaluation_is_due or saves or stops or is_due(10):
                 progress.losses += fetch_losses(pending, progress.step)
                 log({"loss": progress.losses[-1]}, progress.step)

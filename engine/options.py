@@ -157,7 +157,7 @@ FREE_TO_CHANGE = frozenset(name for name, x in FLAGS.items() if x.metadata["free
 SETTINGS = [name for name, x in FLAGS.items() if not (x.metadata["free"] or x.metadata["row"])]
 MACHINE = {"precision", "cpu_kernels", "deterministic"}  # may differ from machine to machine
 # The flags that must be equal for --resume to take a finished run for the one that is asked for.
-COMPARED = FLAGS.keys() - FREE_TO_CHANGE - MACHINE
+SAME_TO_RESUME = FLAGS.keys() - FREE_TO_CHANGE - MACHINE
 # How weights were trained; an evaluation (--load_path) takes these flags from their run.
 RECIPE = {*SETTINGS, "seed"} - {"init_path", "num_class", *MACHINE}
 

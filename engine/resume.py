@@ -17,7 +17,7 @@ import torch
 
 from backbones import BACKBONES
 from engine import distributed
-from engine.options import COMPARED, FREE_TO_CHANGE
+from engine.options import FREE_TO_CHANGE, SAME_TO_RESUME
 from engine.run_folder import CONFIG, RESULTS, read_results, remove_states, state_file, state_files
 from inputs.files import (
     InputError,
@@ -50,7 +50,7 @@ def save_state(folder, parts, settings, progress, device):
         path.unlink()
 
 
-def load_state(folder):
+def newest_state(folder):
     """The newest readable state, None if there is no state; no code in it is run. Newer states that
     cannot be read are removed. Raises InputError if there are states, but none is readable."""
     broken = []
@@ -80,7 +80,7 @@ def restore(folder, parts, settings, device):
     InputError for a state that was saved with other settings."""
     state = None
     if distributed.is_first():
-        state = load_state(folder)
+        state = newest_state(folder)
         if state is not None:
             check_settings(state["settings"], settings, folder)
     step = distributed.broadcast(lambda: state and state["progress"]["step"])
@@ -113,7 +113,7 @@ def is_finished(args):
     if not args.resume or not (folder / RESULTS).exists():
         return False
     results = read_results(folder)
-    names = COMPARED
+    names = SAME_TO_RESUME
     if Path(args.init_path).is_file():  # the sizes are the checkpoint's, not the flags'
         names = names - {"emb_size", *BACKBONES[args.backbone].sizes}
     names = names - all_options().keys()  # None and the default are the same: labels are compared

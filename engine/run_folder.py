@@ -52,7 +52,7 @@ CONFIG = "config.json"
 RESULTS = "results.json"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.json"
-PATTERNS = "patterns.json"
+PATTERN_COUNTS = "patterns.json"
 CARD = "README.md"
 RELATIONS = "rel2id.json"
 LOCK = ".lock"
@@ -132,7 +132,7 @@ def locked(folder):
 def clear(folder):
     """Removes what an earlier run found from its folder."""
     # Weights first: with --resume, weights alone are taken for a model from elsewhere.
-    names = [WEIGHTS, PACKED, RESULTS, METRICS, PREDICTIONS, PATTERNS, CONFIG]
+    names = [WEIGHTS, PACKED, RESULTS, METRICS, PREDICTIONS, PATTERN_COUNTS, CONFIG]
     for split in SPLITS:
         names += [logits_file(split), margins_file(split)]
         names += [submission_file(split, kind) for kind in ("tuned", "fusion")]
@@ -239,7 +239,7 @@ def write_outputs(folder, outputs, loss_type, keep_logits=False):
     """Writes the patterns and the highest margins of the outputs, split -> one
     engine.inference.Output per document; with keep_logits all logits, too."""
     patterns = {x: patterns_of_documents(of_split, loss_type) for x, of_split in outputs.items()}
-    write_json(folder / PATTERNS, patterns, indent=0)
+    write_json(folder / PATTERN_COUNTS, patterns, indent=0)
     for split, of_split in outputs.items():
         logits, labels = stack(of_split)
         threshold = threshold_of(logits, loss_type)

@@ -120,7 +120,8 @@ def relation_ids(path=META_DIR / "rel2id.json"):
     rel2id = read_json(path)
     if isinstance(rel2id, dict) and "label2id" in rel2id:
         rel2id = rel2id["label2id"]
-    if not isinstance(rel2id, dict) or not all(type(x) is int for x in rel2id.values() or [""]):
+    is_object = isinstance(rel2id, dict) and rel2id
+    if not is_object or not all(type(x) is int for x in rel2id.values()):
         raise InputError(f"{path}: expected an object, property -> class id")
     if sorted(rel2id.values()) != list(range(len(rel2id))):
         raise InputError(f"{path}: the class ids are not 0 to {len(rel2id) - 1}, each once")

@@ -25,6 +25,7 @@ from engine.run_folder import (
     CONFIG,
     FAULTS,
     METRICS,
+    RELATIONS,
     RESULTS,
     check_fields,
     logits_file,
@@ -124,8 +125,8 @@ def read_run(folder):
     args = trained_with(results["args"])
     splits = [x for x in results["data"] if x != "test" or results.get("test")]
     relations = folder / CONFIG
-    if not is_model(relations):  # older runs keep them in rel2id.json
-        relations = folder / "rel2id.json"
+    if not is_model(relations):  # it was only evaluated, or is kept without its model
+        relations = folder / RELATIONS
         relations = relations if relations.exists() else META_DIR / "rel2id.json"
     return {
         "classes": relation_ids(relations),

@@ -66,7 +66,7 @@ def runs_table(table):
     return [title, markdown_table([*head, "seeds"], lines), *notes]
 
 
-COMPARED = {
+TITLES = {
     "test": "Significance: differences (test)",
     "tuned": "Significance: differences with the shifted thresholds (test)",
     "fusion": "Significance: differences with fusion (test)",
@@ -90,7 +90,7 @@ def significance_table(found):
         f"{min(smallest, default=0):.2f} to {max(smallest, default=0):.2f} (2.8 standard errors)."
     )
     parts = []
-    for kind, title in COMPARED.items():
+    for kind, title in TITLES.items():
         if found[kind]:
             parts += [f"### {title}", *([] if parts else [text]), differences(found[kind])]
     return parts + [bullets(found["notes"])] * bool(found["notes"])

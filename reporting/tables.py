@@ -6,12 +6,13 @@ Scores are in percent, patterns are numbers of pairs, shifts are in units of the
 """
 
 from functools import partial
+from itertools import chain
 
 import msgspec
 import numpy as np
 import pandas as pd
 
-from engine.run_folder import FAULTS, PREDICTIONS, submission_file
+from engine.run_folder import FAULTS, PATTERN_COUNTS, PREDICTIONS, submission_file
 from evaluation import (
     PATTERNS,
     RATIOS,
@@ -185,8 +186,8 @@ def run_counts(run, kind, truth, facts, rel2id):
     older, did not keep the submission. Raises InputError unless its scores are those of
     results.json."""
     path = run["folder"] / SUBMISSIONS[kind]
-    if not path.exists():
-        path = path.with_name(f"{path.name}.gz")
+    packed = path.with_name(f"{path.name}.gz")
+    path = packed if packed.exists() and not path.exists() else path
     scores = run["test"] if kind == "test" else (run[kind] or {}).get("test")
     if not scores or (kind != "test" and not path.exists()):
         return None
@@ -201,7 +202,7 @@ def run_counts(run, kind, truth, facts, rel2id):
 def run_patterns(run):
     """The patterns of a run's dev documents, [documents, 5]; None if the run did not keep them.
     Raises InputError unless their sums are those of results.json."""
-    path = run["folder"] / "patterns.json"
+    path = run["folder"] / PATTERN_COUNTS
     if not path.exists():
         return None
     try:
@@ -267,9 +268,10 @@ def significance(group, references, splits):
         scores = {row: {s: resample(x) for s, x in own.items()} for row, own in kept[kind].items()}
         documents = group["data"][split]["documents"]
         found[kind] = compared(scores, group["rows"], references, documents, names)
-    for row in (row for kind in SUBMISSIONS for row in found[kind] if "train" not in splits):
-        del row["ign_f1"]
-    for kind, name in {"test": "", "patterns": "patterns.json: "}.items():
+    if "train" not in splits:
+        for row in chain.from_iterable(found[kind] for kind in SUBMISSIONS):
+            del row["ign_f1"]
+    for kind, name in {"test": "", "patterns": f"{PATTERN_COUNTS}: "}.items():
         notes += [name + note for note in not_compared(kept[kind], references)]
     return found | {"notes": notes}, kept
 
@@ -362,8 +364,8 @@ def run_details(run, kept, order, dense):
     order: class ids, the most frequent in train first; dense: see `shift_by_law`."""
     found = {}
     for kind, name in {"test": "", "tuned": " shifted"}.items():
-        for band, chosen in BANDS.items() if kept[kind] is not None else ():
-            if order[chosen]:
+        for band, chosen in BANDS.items():
+            if kept[kind] is not None and order[chosen]:
                 counts = kept[kind].sum(0)[order[chosen]].sum(0)
                 found[f"{band}{name}"] = 100 * f1_score(*counts[:3])
     if run["tuned"]:
@@ -371,6 +373,7 @@ def run_details(run, kept, order, dense):
         law = ranking.shift_by_law(best, dense)
         found |= {"shift by the law": law, "shift found": shift, "F1 / 2": 50 * best}
     if kept["equal"]:
+        shift = kept["equal"]["shift"]
         found["local precision"] = 100 * ranking.local_precision(kept["equal"], 0)
         found["local shifted"] = 100 * ranking.local_precision(kept["equal"], shift)
     if kept["ap"]:

@@ -52,9 +52,9 @@ def read_line(line, relation):
     known = {mention for mentions in entities for mention in mentions}
     for _, ends in pairs:
         for _, mentions in ends:
-            if rest := [mention for mention in mentions if mention not in known]:
-                entities.append(rest)
-                known.update(rest)
+            if unknown := [mention for mention in mentions if mention not in known]:
+                entities.append(unknown)
+                known.update(unknown)
     # A mention must lie in one sentence, so sentences that one reaches across are joined.
     inside = {word for start, end, _ in known for word in range(start + 1, end)}
     bounds = [bound for bound in bounds if bound not in inside]

@@ -211,7 +211,7 @@ def test_a_broken_newer_state_takes_no_place(stopped):
     (folder / "state-00000500.pt").write_bytes(b"")
     torch.save({"x": 1}, folder / "state-00000501.pt")
     torch.save([1], folder / "state-00000502.pt")
-    assert resume.load_state(folder)["progress"]["step"] == 6
+    assert resume.newest_state(folder)["progress"]["step"] == 6
     resume.save_state(folder, {}, {}, {"step": 7}, "cpu")
     names = [path.name for path in resume.state_files(folder)]
     assert names == ["state-00000007.pt", "state-00000006.pt"]
@@ -227,7 +227,7 @@ def test_a_state_with_code_is_not_run(stopped, capsys):
 
     folder, _ = stopped
     torch.save({"model": Payload()}, resume.state_files(folder)[0])
-    state = resume.load_state(folder)
+    state = resume.newest_state(folder)
     assert not hasattr(builtins, "payload_ran")
     assert state["progress"]["step"] == 5 and "not a state" in capsys.readouterr().err
 
@@ -268,7 +268,7 @@ def test_the_best_weights_and_the_state_go_together(demo, tmp_path, monkeypatch)
 
     monkeypatch.setattr(scoring, "score", score)
     run_until(6, arguments, monkeypatch)
-    state = resume.load_state(tmp_path / "a")
+    state = resume.newest_state(tmp_path / "a")
     assert fit.best_of(state["progress"]["records"])["step"] == 5 == state["progress"]["step"]
     weights = load_file(tmp_path / "a" / "model.safetensors")
     assert all(torch.equal(weights[name], state["model"][name]) for name in weights)
@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(stopped, monkeypatch):
     ):
         train.main([*arguments, "--resume"])
     assert len(resume.state_files(folder)) == 2
-    assert resume.load_state(folder)["progress"]["step"] == 6
+    assert resume.newest_state(folder)["progress"]["step"] == 6
     assert not list(folder.glob(f"{UNFINISHED}*"))
 
 
@@ -379,7 +379,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_state(demo, tmp_path, monkeypat
     monkeypatch.setattr(fit, "train_step", diverge)
     with pytest.raises(InputError, match="the loss is nan at step 6: try a smaller"):
         train.main(flags(demo, tmp_path / "a", "--save_steps", "1"))
-    assert resume.load_state(tmp_path / "a")["progress"]["step"] == 5
+    assert resume.newest_state(tmp_path / "a")["progress"]["step"] == 5
 
 
 @pytest.mark.parametrize("is_gpu", [True, False])

@@ -1,5 +1,6 @@
 """Whole runs: determinism, overfitting, the run folder, evaluation of checkpoints, bad input."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import REL2ID, ROOT, flags, read, shared, small_encoder
 
+import losses
 import train
 from engine import fit, run_folder
 from engine.command_line import parse_runs
@@ -164,7 +166,9 @@ def test_what_wandb_is_told(demo, tmp_path, monkeypatch):
     fake.log = lambda record, step: told.append((step, record))
     monkeypatch.setitem(sys.modules, "wandb", fake)
     more = "--wandb", "offline", "--num_train_epochs", "2", "--tune_threshold"
-    train.main(flags(demo, tmp_path / "a", *more))
+    with monkeypatch.context() as patch:  # as in a run that is stopped while it is evaluated
+        patch.setattr(run_folder, "remove_states", lambda folder: None)
+        train.main(flags(demo, tmp_path / "a", *more))
     results = read(tmp_path / "a/results.json")
     assert len(started) == 1 and started[0]["config"]["seed"] == 66
     assert [step for step, _ in told] == [4, 4, 8, 8, None]  # the loss, the scores on dev, ...
@@ -173,7 +177,7 @@ def test_what_wandb_is_told(demo, tmp_path, monkeypatch):
     assert sent[0]["loss"] > 0 and sent[0]["learning_rate"] > sent[2]["learning_rate"] == 0
     assert sent[4]["test/f1"] == results["test"]["f1"]
     assert sent[4]["test_tuned/f1"] == results["tuned"]["test"]["f1"]
-    (tmp_path / "a/results.json").unlink()  # as if it had been stopped while it was evaluated
+    (tmp_path / "a/results.json").unlink()
     train.main(flags(demo, tmp_path / "a", *more, "--resume"))
     assert started[1]["id"] == "run1" and started[1]["resume"] == "allow"
 
@@ -211,6 +215,17 @@ def test_class_priors_are_counted_and_saved(demo, tmp_path):
     more = *more, "--prior_factor", str(1.01 / shares[largest])
     with pytest.raises(InputError, match=f"--prior_factor: .* pairs that have {largest} in train_"):
         train.main(flags(demo, tmp_path / "other", *more))
+
+
+def test_another_loss_may_take_priors(monkeypatch):
+    def mine(logits, labels, *, class_priors):
+        return (logits[:, 1:] * class_priors).sum()
+
+    monkeypatch.setitem(losses.LOSSES, "Mine", mine)
+    args = dataclasses.replace(Options(), loss_type="Mine", device="cpu")
+    data = SimpleNamespace(class_priors={"P17": 0.5, "P27": 0.25})
+    loss_function = train.loss_of(args, data, SimpleNamespace())
+    assert loss_function(torch.tensor([[9.0, 2.0, 4.0]]), None) == 2
 
 
 @pytest.mark.slow
@@ -341,8 +356,7 @@ def test_given_weights_are_not_trained_over(demo, finished, tmp_path):
     for source in (folder, folder / "model.safetensors", tmp_path / "link"):
         with pytest.raises(InputError, match="a: holds the weights of --init_path"):
             train.main(flags(demo, folder, "--init_path", str(source), "--overwrite"))
-    (folder / "results.json").unlink()
-    (folder / "metrics.jsonl").unlink()  # a model from elsewhere
+    (folder / "results.json").unlink()  # as in a run that ended early and whose states are deleted
     with pytest.raises(InputError, match="a: holds a model, but no run that could go on"):
         train.main(flags(demo, folder, "--resume"))
     (folder / "config.json").unlink()

@@ -43,7 +43,7 @@ def _document(document, record):
 
 
 def _status(relation):
-    if "pattern" in relation:  # a missed relation; not FN: its pair has other relations predicted
+    if "pattern" in relation:  # a label that was not predicted; FP: another one of its pair was
         pattern = relation["pattern"]
         return pattern if pattern.startswith("FN") else "missed"
     return {True: "correct", False: "wrong", None: "found"}[relation.get("correct")]
