@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import subprocess
+import time
+from select import select
 
 from conftest import lacking, make_document
 
@@ -45,6 +47,7 @@ class Browser:
 
     def message(self):
         while b"\0" not in self.buffer:
+            assert select([self.answers], [], [], 30)[0], "the browser does not answer"
             block = os.read(self.answers, 1 << 20)
             assert block, "the browser ended"
             self.buffer += block
@@ -75,8 +78,9 @@ class Browser:
         self("Page.navigate", url="about:blank")  # or a fragment alone would not load it anew
         self.requests = []
         self("Page.navigate", url=path.as_uri() + fragment)
+        deadline = time.monotonic() + 30
         while self.value("document.readyState + location.protocol") != "completefile:":
-            pass
+            assert time.monotonic() < deadline, "the page does not load"
 
     def value(self, expression):
         result = self("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -190,7 +190,7 @@ def data(tmp_path_factory):
     return folder
 
 
-DEMO_SIZES = "--num_train", "16", "--num_dev", "4", "--num_test", "4"
+DEMO_SIZES = "--num_train", "16", "--num_dev", "4", "--num_test", "5"
 
 
 @pytest.fixture(scope="session")

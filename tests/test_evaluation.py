@@ -17,6 +17,7 @@ from evaluation import (
     count_patterns,
     count_relations,
     evaluate,
+    format_scores,
     frequent_relations,
     main,
     named_facts,
@@ -191,6 +192,7 @@ def test_patterns_against_slow_version():
 
 def test_command(tmp_path, split, capsys):
     truth, train, predictions = split
+    train[1]["title"] = train[0]["title"]  # as DocRED's distant documents have it
     files = written(tmp_path, pred=predictions, truth=truth, train=train)
     main([*files, "--output", str(tmp_path / "out.json")])
     scores = evaluate(predictions, truth, train)
@@ -204,6 +206,20 @@ def test_command(tmp_path, split, capsys):
     assert result.returncode == 2
     message = f"error: {tmp_path}/pred.json: prediction 0: h_idx: 9 is not one of 7 entities\n"
     assert result.stderr == message
+
+
+def test_scores_as_text():
+    names = "f1 ign_f1 precision recall macro_f1 macro_ign_f1 freq_f1 long_tail_f1 intra_f1"
+    scores = {name: i / 16 for i, name in enumerate(f"{names} inter_f1 evi_f1".split(), 1)}
+    patterns = dict(zip(PATTERNS, range(1, 6), strict=True))
+    ratios = {"F/(T+F)": 0.01, "FN/F": 0.02, "FN_CRK/FN": 0.03}
+    expected = """F1 6.25   Ign F1 12.50   precision 18.75   recall 25.00
+macro F1 31.25   macro Ign F1 37.50
+frequent F1 43.75   long-tail F1 50.00   intra F1 56.25   inter F1 62.50
+evidence F1 68.75
+TP 1   TN 2   FP 3   FN_CRK 4   FN_IRK 5
+F/(T+F) 1.00 %   FN/F 2.00 %   FN_CRK/FN 3.00 %"""
+    assert format_scores(scores | patterns | ratios) == expected
 
 
 @pytest.fixture

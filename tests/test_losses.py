@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from engine import options
-from losses import LOSSES, all_options, decode, get_loss, loss_label, read_label, sat_loss
+from losses import (
+    LOSSES,
+    all_options,
+    decode,
+    get_loss,
+    hinge_penalty,
+    loss_label,
+    read_label,
+    sat_loss,
+)
 
 PRIORS = torch.linspace(0, 0.3, 96, dtype=torch.float64)  # for SSR_PU; the first relation has none
 CASES = [(name, "separate") for name in LOSSES] + [("HingeABL", "joint")]
@@ -192,21 +201,14 @@ def test_a_relation_just_within_the_margin_has_its_whole_penalty():
     assert loss.item() == pytest.approx(math.log1p(math.exp(-5)), rel=1e-6)
 
 
-def penalty_of_one_relation(name, distances):
-    """The loss at each d_r of a single positive relation, without its normalisation."""
-    logits = torch.stack([torch.zeros_like(distances), distances], dim=1)
-    labels = torch.tensor([[0, 1]])
-    values = torch.stack([get_loss(name)(row[None], labels) for row in logits])
-    return values * (5 - distances).clamp(min=0) if name == "HingeABL" else values
-
-
 def test_aml_is_linear_and_hinge_strictly_convex_below_the_margin():
     """Appendix E: second differences of the penalty of one relation against d_r."""
     below = torch.linspace(-6, 0.9, 50, dtype=torch.float64)
-    aml = penalty_of_one_relation("AML", below)
+    logits = torch.stack([torch.zeros_like(below), below], dim=1)
+    aml = torch.stack([get_loss("AML")(row[None], torch.tensor([[0, 1]])) for row in logits])
     assert aml.diff().diff().abs().max() < 1e-12
     assert aml.diff() == pytest.approx(-below.diff())
-    hinge = penalty_of_one_relation("HingeABL", torch.linspace(-6, 4.9, 80, dtype=torch.float64))
+    hinge = hinge_penalty(torch.linspace(-6, 4.9, 80, dtype=torch.float64))
     assert (hinge.diff() < 0).all() and (hinge.diff().diff() > 1e-6).all()
 
 

@@ -43,8 +43,8 @@ case "$*" in
     [[ "$FAULT" != client ]] || { echo "RuntimeError: no client"; echo "more"; exit 1; } ;;
   */train.py*"--seed 3"*) note train; exit 1 ;;
   */train.py*)
-    note train
     trap 'sleep 0.3; note saved; exit 130' INT
+    note train
     printf 'train:  50%%|##   | 3/6 [00:01<00:01]\\r'
     sleep "$SLEEP" ;;
   */report.py*) ;;
@@ -150,7 +150,7 @@ def test_progress_on_a_terminal_is_one_line(many, tmp_path):
     (tmp_path / "out/ATL-seed1").mkdir(parents=True)
     (tmp_path / "out/ATL-seed1/results.json").write_text("{}")
     ours, terminal = pty.openpty()
-    process = many(subprocess.Popen, ["--train_batch_size", "2"], terminal, SLEEP="3")
+    process = many(subprocess.Popen, ["--train_batch_size", "2"], terminal, SLEEP="6")
     os.close(terminal)
     said = b""
     while part := read_some(ours):

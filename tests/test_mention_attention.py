@@ -8,6 +8,7 @@ import torch
 import transformers
 from conftest import eager_copy, small_encoder
 
+from encoders import cpu_unpadded
 from encoders.cpu_unpadded import Attention, keep, supports
 from encoders.mention_attention import (
     at_least_float32,
@@ -223,6 +224,21 @@ def test_rows_in_training_have_attention_dropout(case, cpu_kernels):
     torch.testing.assert_close(rows[kept], before[kept] / 0.6)
     real = mask.bool()[:, None, None].expand_as(rows) & (before > 0)
     assert kept[real].double().mean().item() == pytest.approx(0.6, abs=0.1)
+
+
+@pytest.mark.parametrize("case", [case for case, cpu_kernels in WAYS if cpu_kernels])
+def test_layers_on_a_cpu_drop_as_the_configuration_says(case, monkeypatch):
+    rates = dict.fromkeys(("attention_dropout", "attention_probs_dropout_prob"), 0.1)
+    rates |= dict.fromkeys(("dropout", "hidden_dropout_prob"), 0.2)
+    encoder, ids, mask = make(case, **rates)
+    seen, attend, dropout = [], cpu_unpadded.attend, cpu_unpadded.dropout
+    monkeypatch.setattr(cpu_unpadded, "attend", lambda *x: seen.append(x[5]) or attend(*x))
+    monkeypatch.setattr(cpu_unpadded, "dropout", lambda *x: seen.append(x[1]) or dropout(*x))
+    encode_windows(encoder.train(), ids, mask, MENTIONS)
+    # of the attention weights, after the attention (DistilBERT: none) and after the wide layer
+    assert seen == [0.1, 0.0 if case == "distilbert" else 0.2, 0.2] * 4
+    encode_windows(encoder.eval(), ids, mask, MENTIONS)
+    assert seen[12:] == [0.0] * 12
 
 
 @pytest.mark.parametrize("case,cpu_kernels", WAYS)

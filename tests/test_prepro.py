@@ -1,5 +1,6 @@
 """Reading documents: features against a slow version, and everything bad that may come in."""
 
+import copy
 import json
 import os
 import random
@@ -38,6 +39,16 @@ def test_features_that_are_cut(golden_tokenizer):
     path = shared("redocred-mini/test_revised.json")
     features = assert_as_the_textbook(path, golden_tokenizer, 200)
     assert max(len(feature["input_ids"]) for feature in features) == 200
+
+
+def test_a_tokenizer_that_pads_and_cuts(tmp_path, documents, tokenizer):
+    """As sentence-transformers' do: words are not texts to be cut to one length."""
+    path = write(tmp_path, documents)
+    expected = [x["input_ids"] for x in read_docred(path, tokenizer)]
+    changed = copy.deepcopy(tokenizer)
+    changed.backend_tokenizer.enable_padding(length=16)
+    changed.backend_tokenizer.enable_truncation(1)
+    assert [x["input_ids"] for x in read_docred(path, changed)] == expected
 
 
 def byte_level_tokenizer(tmp_path):

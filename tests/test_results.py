@@ -134,11 +134,19 @@ SUBMISSIONS = {"predictions": None, "test_tuned": "tuned", "test_fused": "fusion
 def test_results_are_those_of_the_predictions(run):
     results = read(run / "results.json")
     _, scores = gold_and_scorer(DATA[str(run.parent.relative_to(ROOT / "results"))])
-    for path in run.glob("*.json.gz"):
+    paths = [*run.glob("*.json.gz")]
+    assert paths
+    for path in paths:
         part = SUBMISSIONS[path.name.removesuffix(".json.gz")]
         test = (results[part] if part else results)["test"]
         found = scores(predicted(path))
         assert found == pytest.approx({name: test[name] for name in found}, abs=1e-6), path
+
+
+def test_all_folders_with_predictions_are_scored():
+    folders = {x.parent.parent for x in ROOT.glob("results/**/*.json.gz")}
+    names = {str(x.relative_to(ROOT / "results")) for x in folders}
+    assert names - {"precision/demo"} == DATA.keys()  # the demo's documents are made anew
 
 
 @pytest.mark.parametrize("name", REPORTS)

@@ -272,6 +272,17 @@ def test_the_best_weights_and_the_state_go_together(demo, tmp_path, monkeypatch)
     assert fit.best_of(state["progress"]["records"])["step"] == 5 == state["progress"]["step"]
     weights = load_file(tmp_path / "a" / "model.safetensors")
     assert all(torch.equal(weights[name], state["model"][name]) for name in weights)
+    assert state.keys() >= {"optimizer", "schedule", "scaler", "random"}
+
+
+def test_the_second_request_to_stop_is_at_once(capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), resume.stop_requests() as requests:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requests == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "once more: at once" in capfd.readouterr().err
 
 
 def test_an_interrupted_run_is_not_overwritten_by_accident(stopped, whole):
@@ -340,8 +351,9 @@ def test_a_full_disk_under_the_weights_is_one_line(demo, tmp_path):
     code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     code += "import sys, train; from inputs.files import run_main; "
+    code += "train.resume.save_state = lambda *_: None; "  # the states are larger
     code += "run_main(lambda: train.main(sys.argv[1:]))"
-    arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1", "--evaluation_steps", "2")
+    arguments = flags(demo, tmp_path / "a", "--num_train_epochs", "1")
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
     )

@@ -11,7 +11,7 @@ from test_evaluation import f1_of
 
 import train
 from engine.scoring import best_evidence_threshold, best_shift, shift_curve, to_official
-from evaluation import evaluate, gold_facts
+from evaluation import count_patterns, evaluate, gold_facts
 from inputs.files import InputError, relation_ids
 from losses import decode, margins
 from reporting.statistics import (
@@ -222,6 +222,13 @@ def test_seeds_logits_and_tuned_threshold_of_a_run(demo, tmp_path):
         del expected["evi_f1"]  # of shares, which are not kept
         assert {k: found[k] for k in expected} == pytest.approx(expected)
         assert found["f1"] >= first[split]["f1"] or split == "test"
+        own = [arrays[name] for name in ("logits", "labels", "threshold")]
+        related = labels[:, 1:].any(1)
+        for shown, by in (first[split], 0.0), (found, shift):
+            patterns = count_patterns(*own, by)
+            assert {k: shown[k] for k in patterns} == pytest.approx(patterns)
+            above = [sum(s > row[0] + by for s in row[1:]) for row in own[0][related].tolist()]
+            assert shown["above_threshold"] == pytest.approx(sum(above) / len(above))
 
     where = ["--data_dir", str(demo), "--device", "cpu", "--tune_threshold"]
     where += ["--load_path", str(folder), "--output_dir", str(tmp_path / "again")]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import REL2ID, ROOT, flags, read, shared, small_encoder
+from safetensors.torch import load_file
 
 import losses
 import train
-from engine import fit, run_folder
+from engine import fit, run_folder, scoring
 from engine.command_line import parse_runs
 from engine.fit import epoch_groups, make_optimizer, make_schedule
 from engine.models import build_model
@@ -50,12 +51,12 @@ def test_run_folder(demo, finished):
     patterns = count_patterns(**arrays)
     assert {k: results["test"][k] for k in patterns} == pytest.approx(patterns)
     kept = read(finished / "patterns.json")
-    assert [len(kept[split]) for split in ("dev", "test")] == [4, 4]
+    assert [len(kept[split]) for split in ("dev", "test")] == [4, 5]
     assert np.sum(kept["test"], 0).tolist() == [patterns[name] for name in PATTERNS]
     sizes = [len(d["vertexSet"]) * (len(d["vertexSet"]) - 1) for d in truth]
     assert np.sum(kept["test"], 1).tolist() == sizes
     assert not list(finished.glob(".*")), "temporary files were left"
-    assert results["data"]["test"]["documents"] == 4 and results["args"]["seed"] == 66
+    assert results["data"]["test"]["documents"] == 5 and results["args"]["seed"] == 66
 
 
 def test_same_seed_same_numbers(demo, finished, tmp_path, monkeypatch):
@@ -85,6 +86,70 @@ def test_a_run_of_docunet(demo, tmp_path, monkeypatch):
     patterns = count_patterns(**arrays)
     assert not arrays["threshold"].any()
     assert {k: results["test"][k] for k in patterns} == pytest.approx(patterns)
+
+
+def test_flags_reach_what_they_are_for(demo, tmp_path, monkeypatch):
+    made, steps, original = [], [], (fit.make_optimizer, fit.train_step)
+    monkeypatch.setattr(
+        fit, "make_optimizer", lambda *x, **y: made.append(original[0](*x, **y)) or made[-1]
+    )
+    by_length = []
+    monkeypatch.setattr(
+        fit, "epoch_groups", lambda *x: by_length.append(x[4]) or epoch_groups(*x)
+    )  # fmt: skip
+
+    def watch(forward, batches, **parts):
+        with parts["autocast"]():
+            kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        rates = parts["schedule"].get_last_lr()
+        longest = max(batch["attention_mask"].sum(1).max().item() for batch in batches)
+        steps.append((forward.model, parts["max_grad_norm"], kind, max(rates), longest))
+        return original[1](forward, batches, **parts)
+
+    monkeypatch.setattr(fit, "train_step", watch)
+    more = "--learning_rate 3e-3 --classifier_lr 2e-3 --adam_epsilon 1e-7 --warmup_ratio 0.5 "
+    more += "--max_grad_norm 3 --num_labels 1 --max_seq_length 40 --attention_dropout 0.3 "
+    more += "--cpu_kernels off --precision bf16 --max_steps 2 --group_by_length"
+    train.main(flags(demo, tmp_path, *more.split()))
+    (model, norm, kind, rate, longest), (*_, second, _) = steps
+    rates = {id(x): y["initial_lr"] for y in made[0].param_groups for x in y["params"]}
+    assert {rates[id(x)] for x in model.model.parameters()} == {3e-3}
+    assert {rates[id(x)] for x in model.head_extractor.parameters()} == {2e-3}
+    assert {x["eps"] for x in made[0].param_groups} == {1e-7}
+    assert rate == 0 and second == pytest.approx(3e-3)  # one step of two warms up
+    assert (norm, kind, longest, by_length) == (3, torch.bfloat16, 40, [True])
+    assert not model.cpu_kernels and model.model.config.attention_probs_dropout_prob == 0.3
+    pairs = [(x["title"], x["h_idx"], x["t_idx"]) for x in read(tmp_path / "predictions.json")]
+    assert pairs and len(pairs) == len(set(pairs))
+
+
+def test_training_begins_with_the_encoders_weights_and_pytorchs_new_layers(demo, tmp_path):
+    (args,) = parse_runs(flags(demo, tmp_path))
+    model = build_model(args, REL2ID)
+    own = model.model.state_dict()
+    known = load_file(demo / "encoder/model.safetensors")
+    assert own.keys() <= known.keys()
+    assert all(torch.equal(own[name], known[name]) for name in own)
+    for layer in model.head_extractor, model.bilinear:
+        bound = layer.in_features**-0.5  # nn.Linear draws evenly from within it
+        assert 0.99 * bound < layer.weight.abs().max() <= bound
+        assert 0.8 * bound < layer.bias.abs().max() <= bound
+
+
+def test_the_best_weights_are_tested_not_the_last(demo, tmp_path, monkeypatch):
+    original, given = scoring.score, [0.5, 0.4]
+
+    def score(*outputs, **more):
+        if given:
+            return {"f1": given.pop(0), "precision": 0.0, "recall": 0.0}, []
+        return original(*outputs, **more)
+
+    monkeypatch.setattr(scoring, "score", score)
+    train.main(flags(demo, tmp_path / "a"))
+    train.main(flags(demo, tmp_path / "b", "--load_path", str(tmp_path / "a")))
+    first, again = read(tmp_path / "a/results.json"), read(tmp_path / "b/results.json")
+    assert first["best"]["step"] == 4 and not given
+    assert first["test"] == again["test"] and first["dev"] == again["dev"]
 
 
 def test_load_path_only_evaluates(demo, finished, tmp_path, capsys):
@@ -215,6 +280,17 @@ def test_class_priors_are_counted_and_saved(demo, tmp_path):
     more = *more, "--prior_factor", str(1.01 / shares[largest])
     with pytest.raises(InputError, match=f"--prior_factor: .* pairs that have {largest} in train_"):
         train.main(flags(demo, tmp_path / "other", *more))
+
+
+@pytest.mark.parametrize("loss_type,options", [
+    ("HingeABL", {"hinge_norm": "joint"}), ("HingeABL", {"margin": 3.0}), ("AFL", {"gamma": 2.0}),
+])  # fmt: skip
+def test_a_run_has_the_loss_of_its_flags(loss_type, options):
+    args = dataclasses.replace(Options(), loss_type=loss_type, **options)
+    logits, labels = torch.randn(20, 9), torch.rand(20, 9) < 0.3
+    found = train.loss_of(args, None, None)(logits, labels)
+    assert found == losses.get_loss(loss_type, **options)(logits, labels)
+    assert found != losses.get_loss(loss_type)(logits, labels)
 
 
 def test_another_loss_may_take_priors(monkeypatch):

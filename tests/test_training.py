@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from backbones import BACKBONES
-from engine import distributed, fit, inference, resume
+from engine import distributed, fit, inference, resume, run_folder
 from engine.fit import CastOnce, make_optimizer, make_schedule, train_step
 from engine.scoring import stack
 from inputs.files import InputError
@@ -246,7 +246,7 @@ def test_a_step_takes_few_kernels(features, batch, num_layers, emb_size, most, m
     for _ in range(2):  # the optimizer's first step makes its state
         with Kernels() as kernels:
             step([batch(features[:4])], "HingeABL")
-    assert most - 30 < kernels.count <= most
+    assert 0 < kernels.count <= most
 
 
 class Waits(TorchDispatchMode):
@@ -337,6 +337,10 @@ def test_what_a_run_records_and_saves(demo, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fit, "train_step", watch)
     monkeypatch.setattr(resume, "save_state", lambda *x: saved.append(x[3]["step"]))
+    states, save_weights = [], run_folder.save_weights  # how many states there are before weights
+    monkeypatch.setattr(
+        run_folder, "save_weights", lambda *x: states.append(len(saved)) or save_weights(*x)
+    )
     monkeypatch.setattr(train, "make_deterministic", lambda: calls.append(1))
     train.main(flags(demo, tmp_path / "a", "--evaluation_steps", "3"))
     assert calls == [1]
@@ -349,6 +353,12 @@ def test_what_a_run_records_and_saves(demo, tmp_path, monkeypatch):
     best = [x > max(scores[:i], default=-1) for i, x in enumerate(scores)]
     assert saved == [x["step"] for x, is_best in zip(records, best, strict=True)
                      if is_best or x["step"] in (4, 8)]  # fmt: skip
+    assert states[0] == 1, "weights without a state"
+
+
+def test_of_equal_evaluations_the_first_is_best():
+    records = [{"dev": {"f1": x}} for x in (0.1, 0.3, 0.3)]
+    assert fit.best_of(records) is records[1]
 
 
 @pytest.mark.slow
@@ -402,3 +412,13 @@ def test_batches_have_the_lengths_of_the_way_they_go(features, tokenizer):
         how = {"max_seq_length": 1024, "batch_size": 2, "precision": "fp32"}
         predictor = inference.Predictor(model, tokenizer, **how)
         assert predictor.collate(features[:2])["input_ids"].shape[1] == length
+
+
+def test_a_mention_whose_marker_is_cut_away_is_left_out(features, batch):
+    """One right at the cut falls on [SEP], as in the released code."""
+    (start, _), *_ = features[0]["entity_pos"][0]
+    for length, is_there in (start + 2, True), (start + 1, False):  # [CLS] comes first
+        cut = features[0] | {"input_ids": features[0]["input_ids"][:length]}
+        made = batch([cut])
+        owner = made["entity_mentions"][0, 0]
+        assert (start + 1 in made["mention_pos"][0, owner].tolist()) == is_there
