@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from inputs.documents import iter_documents, read_documents, read_predictions
-from inputs.files import META_DIR, OneLineParser, relation_ids, run_main, write_json
+from inputs.files import REL2ID_FILE, OneLineParser, relation_ids, run_main, write_json
 
 # The ten relations with most facts in DocRED's training set; all others are the long tail. They are
 # fixed, because a part of the corpus may have other ten.
@@ -251,9 +251,7 @@ def main(argv=None):
     parser.add_argument("--truth", required=True, help="documents with labels")
     parser.add_argument("--train", help="training documents, whose facts Ign F1 leaves out")
     parser.add_argument("--distant", help="distant training documents, for ign_f1_distant")
-    parser.add_argument(
-        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
-    )
+    parser.add_argument("--rel2id", type=Path, default=REL2ID_FILE, help="property -> class id")
     parser.add_argument("--output", help="write the scores as JSON to this file")
     args = parser.parse_args(argv)
     rel2id = relation_ids(args.rel2id)

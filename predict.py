@@ -52,10 +52,8 @@ if __name__ != "__main__":  # imported, so nlp.add_pipe("docre") may follow
 
 # A title can be the name of a file that is not UTF-8: such characters are written as escapes.
 ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
-OPTIONS = (  # of RelationExtractor
-    *("device", "precision", "batch_size", "max_seq_length"),
-    *("evidence_threshold", "threshold_shift", "fusion"),
-)
+# Options of RelationExtractor, beside the device and the precision.
+OPTIONS = "batch_size", "max_seq_length", "evidence_threshold", "threshold_shift", "fusion"
 
 
 def write_output(records, path, form="relations"):
@@ -96,7 +94,7 @@ def parse_args(argv=None):
     add("--threshold_shift", type=float, default=0.0, help="what train.py --tune_threshold found")
     add("--fusion", action="store_true", help="also predict on pseudo documents of the evidence")
     args = parser.parse_args(argv)
-    check_options(**{x: getattr(args, x) for x in OPTIONS[2:]})
+    check_options(**{x: getattr(args, x) for x in OPTIONS})
     if args.output is None and not args.html:
         args.output = "-"
     if args.output not in (None, "-"):
@@ -145,7 +143,7 @@ def main(argv=None):
         name = "standard input" if args.input == "-" else args.input
         documents = partial(read_new_documents, content, name, rel2id, unique_titles)
     total = sum(1 for _ in documents())  # raises InputError for an invalid document
-    options = {x: getattr(args, x) for x in OPTIONS}
+    options = {x: getattr(args, x) for x in ("device", "precision", *OPTIONS)}
     extractor = RelationExtractor(load_model(folder), load_tokenizer(folder), **options)
 
     expected = total if args.output else min(total, page.LIMIT)

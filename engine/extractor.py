@@ -21,7 +21,9 @@ SHOWN_SENTENCES = 3
 MENTION_FIELDS = "name", "type", "sent_id", "pos", "start", "end"
 
 
-def check_options(batch_size, max_seq_length, evidence_threshold, threshold_shift, fusion):
+def check_options(
+    batch_size=8, max_seq_length=None, evidence_threshold=None, threshold_shift=0.0, fusion=False
+):
     """Raises InputError, naming the flag of predict.py, for values that no model can have."""
     if batch_size < 1:
         raise InputError(f"--batch_size: {batch_size} is less than 1")

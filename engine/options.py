@@ -15,7 +15,7 @@ from typing import Annotated, Literal, get_args, get_origin
 import msgspec
 
 from backbones import BACKBONES
-from inputs.files import META_DIR, InputError, OneLineParser
+from inputs.files import REL2ID_FILE, InputError, OneLineParser
 from losses import LOSSES, Positive, all_options
 
 
@@ -45,7 +45,7 @@ class Own:
     train_file: str = flag("train_revised.json", row=True)
     dev_file: str = flag("dev_revised.json", row=True)
     test_file: str = flag("test_revised.json", '"" for none', row=True)
-    rel2id: Path = flag(META_DIR / "rel2id.json", "property -> class id", free=True)
+    rel2id: Path = flag(REL2ID_FILE, "property -> class id", free=True)
     transformer_type: Literal["bert", "roberta"] | None = flag(
         None, "default: read from the encoder", row=True
     )

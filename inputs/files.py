@@ -18,6 +18,7 @@ import msgspec
 import ujson
 
 META_DIR = Path(__file__).parent.parent / "meta"
+REL2ID_FILE = META_DIR / "rel2id.json"  # DocRED's 96 relations
 LONGEST = 400  # characters of a message
 
 
@@ -114,7 +115,7 @@ def write_json(path, content, indent=1):
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", "utf-8"))
 
 
-def relation_ids(path=META_DIR / "rel2id.json"):
+def relation_ids(path=REL2ID_FILE):
     """Property -> class id, e.g. {"Na": 0, "P17": 1, ...}, of a file of just that, or of a run
     folder's config.json, where it is label2id. Raises InputError."""
     rel2id = read_json(path)

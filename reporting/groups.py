@@ -32,7 +32,7 @@ from engine.run_folder import (
     read_results,
 )
 from evaluation import PATTERNS, RATIOS, prediction_patterns
-from inputs.files import META_DIR, InputError, printable, read_json, relation_ids
+from inputs.files import REL2ID_FILE, InputError, printable, read_json, relation_ids
 from losses import LOSSES, loss_label, read_label
 from model import DocREConfig
 
@@ -127,7 +127,7 @@ def read_run(folder):
     relations = folder / CONFIG
     if not is_model(relations):  # it was only evaluated, or is kept without its model
         relations = folder / RELATIONS
-        relations = relations if relations.exists() else META_DIR / "rel2id.json"
+        relations = relations if relations.exists() else REL2ID_FILE
     return {
         "classes": relation_ids(relations),
         "folder": folder,

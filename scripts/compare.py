@@ -21,6 +21,7 @@ from evaluation import f1_score, known_facts
 from inputs.documents import read_documents
 from inputs.files import (
     META_DIR,
+    REL2ID_FILE,
     InputError,
     OneLineParser,
     read_json,
@@ -60,9 +61,7 @@ def main(argv=None):
     )
     parser.add_argument("--truth", required=True, help="documents with labels")
     parser.add_argument("--train", help="training documents, whose facts Ign F1 leaves out")
-    parser.add_argument(
-        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
-    )
+    parser.add_argument("--rel2id", type=Path, default=REL2ID_FILE, help="property -> class id")
     parser.add_argument("--output", help="write all numbers as JSON to this file")
     args = parser.parse_args(argv)
     if args.against and len(args.against) != len(args.pred):

@@ -13,6 +13,7 @@ import json
 import re
 import statistics
 import sys
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +102,7 @@ def mean_text(values, form):
 def differences(folder, rows, columns):
     """HingeABL minus other losses, with 95 % intervals, as the report has them. A row is a loss, or
     BACKBONE/LOSS."""
-    group = group_of(folder)
+    (group,) = groups_of(folder)
     kinds = {"test": "test", "shifted": "tuned", "dev": "patterns"}
     for row in rows:
         *backbone, loss = row.replace("-", ":").split("/")
@@ -115,8 +116,8 @@ def differences(folder, rows, columns):
         yield cells
 
 
-def group_of(folder):
-    return read(f"results/{folder}/report/report.json")["groups"][0]
+def groups_of(folder):
+    return read(f"results/{folder}/report/report.json")["groups"]
 
 
 def difference_text(x):
@@ -138,8 +139,9 @@ def compared(folder, rows, columns):
 def details(folder, rows, columns):
     """Of a report's tables that need the documents. A row is a loss, a column is one of any."""
     found = {}
-    for row in (row for table in group_of(folder)["details"] for row in table["rows"]):
-        found.setdefault((row["backbone"], row["loss"]), {}).update(row["cells"])
+    for table in chain.from_iterable(group["details"] for group in groups_of(folder)):
+        for row in table["rows"]:
+            found.setdefault((row["backbone"], row["loss"]), {}).update(row["cells"])
     for row in rows:
         cells = found["atlop", row.replace("-", ":")]
         yield [cell_text(cells[column], column, cells[column]["n"]) for column in columns]

@@ -38,7 +38,8 @@ def main(argv=None):
     parser.add_argument("--threshold_shift", type=float, default=0.0, help="raises its threshold")
     parser.add_argument("--evidence_threshold", type=float, help="default: the model's")
     args = parser.parse_args(argv)
-    check_options(1, None, args.evidence_threshold, args.threshold_shift, False)
+    thresholds = {x: getattr(args, x) for x in ("evidence_threshold", "threshold_shift")}
+    check_options(**thresholds)
     folder = fetch(args.model)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     move_threshold(model, args.threshold_shift)

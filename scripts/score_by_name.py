@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from inputs.documents import check_type, read_documents
 from inputs.files import (
-    META_DIR,
+    REL2ID_FILE,
     InputError,
     OneLineParser,
     read_json,
@@ -55,9 +55,7 @@ def main(argv=None):
     parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pred", required=True, help="what predict.py wrote, JSON")
     parser.add_argument("--truth", required=True, help="the same documents with labels")
-    parser.add_argument(
-        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
-    )
+    parser.add_argument("--rel2id", type=Path, default=REL2ID_FILE, help="property -> class id")
     args = parser.parse_args(argv)
     documents = read_documents(args.truth, relation_ids(args.rel2id))
     truth = {document["title"]: document for document in documents}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from inputs.documents import iter_documents
 from inputs.files import (
-    META_DIR,
+    REL2ID_FILE,
     InputError,
     OneLineParser,
     read_text,
@@ -33,9 +33,7 @@ def main(argv=None):
     parser.add_argument("--titles", required=True, help="text file, one title a line")
     parser.add_argument("--output", required=True, help="JSON file; its folder is made")
     parser.add_argument("--compact", action="store_true", help='no blanks after "," and ":"')
-    parser.add_argument(
-        "--rel2id", type=Path, default=META_DIR / "rel2id.json", help="property -> class id"
-    )
+    parser.add_argument("--rel2id", type=Path, default=REL2ID_FILE, help="property -> class id")
     args = parser.parse_args(argv)
     lines = read_text(args.titles).split("\n")
     titles = [title for line in lines if (title := line.removesuffix("\r"))]
