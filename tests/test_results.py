@@ -193,8 +193,10 @@ def test_the_intervals_in_the_text():
     """Every difference with an interval, as +2.04 F1 (1.18 to 2.90), is one of a report's."""
     known = set()
     for name in (*REPORTS, OLD):
-        kinds = [x for x in significance(name).values() if isinstance(x, list)]
-        rows = [row for kind in kinds for row in kind if isinstance(row, dict)]
+        groups = read(ROOT / f"results/{name}/report/report.json")["groups"]
+        found = [x for group in groups for x in group["significance"].values()]
+        rows = [row for kind in found if isinstance(kind, list) for row in kind]
+        rows = [row for row in rows if isinstance(row, dict)]
         for x in (x for row in rows for x in row.values() if isinstance(x, dict)):
             for low_high in ([x["low"], x["high"]], x.get("pooled", ())):
                 numbers = abs(x["difference"]), *low_high
@@ -219,11 +221,11 @@ def test_the_intervals_in_the_text():
     "path", sorted(ROOT.glob("results/*/report/compared/*.json")), ids=lambda x: x.stem
 )
 def test_compared_runs_have_their_scores(path):
-    """As scripts/compare.py computes them; a run may be in another folder."""
-    folders, scores = (path.parents[2], ROOT / "results/redocred-2612-5-epochs"), []
+    """As scripts/compare.py computes them; a run may be in another folder, NAME-5-epochs is."""
+    five, scores = ROOT / "results/redocred-2612-5-epochs", []
     for run in path.stem.removesuffix("-shifted").split("_minus_"):
-        paths = (folder / f"{run}-seed66/results.json" for folder in folders)
-        results = read(next(x for x in paths if x.exists()))
+        paths = path.parents[2] / f"{run}-seed66", five / f"{run.removesuffix('-5-epochs')}-seed66"
+        results = read(next(x for x in paths if x.exists()) / "results.json")
         scores.append((results["tuned"] if path.stem.endswith("-shifted") else results)["test"])
     for score, x in read(path)["scores"].items():
         found = 100 * (scores[0][score] - scores[1][score])
