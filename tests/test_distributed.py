@@ -95,11 +95,15 @@ def test_a_process_that_is_killed_ends_the_run_which_goes_on(demo, tmp_path):
     whole, output = tmp_path / "whole", tmp_path / "a"
     assert said(start(*flags(demo, whole, "--num_train_epochs", "6"))) == []
     arguments = flags(demo, output, "--num_train_epochs", "6", "--save_steps", "1")
-    process = start(*arguments)
-    wait_for_state(process, output)
-    os.kill(process_of(0, output), signal.SIGKILL)
-    lines = said(process)
-    assert process.returncode != 0
+    for _ in range(3):  # on a busy machine torchrun can end the other before it says a word
+        shutil.rmtree(output, ignore_errors=True)
+        process = start(*arguments)
+        wait_for_state(process, output)
+        os.kill(process_of(0, output), signal.SIGKILL)
+        lines = said(process)
+        assert process.returncode != 0
+        if lines:
+            break
     assert lines == [
         "error: process 1 of 2: another process of this run ended; the same command with --resume "
         "goes on from the last saved step"
