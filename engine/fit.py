@@ -272,8 +272,8 @@ def fit(
             ends_epoch = progress.step % steps_per_epoch == 0 or progress.step == num_steps
             progress.evaluation_is_due = ends_epoch or is_due(evaluation_steps)
             # Before the first evaluation, too: weights never lie in a folder without a state.
-            is_first = progress.evaluation_is_due and not progress.records
-            saves = ends_epoch or is_due(save_steps) or is_first
+            evaluates_first = progress.evaluation_is_due and not progress.records
+            saves = ends_epoch or is_due(save_steps) or evaluates_first
             stops = distributed.any_process(bool(requests))
             if progress.evaluation_is_due or saves or stops or is_due(10):
                 progress.losses += fetch_losses(pending, progress.step)

@@ -246,7 +246,7 @@ def test_a_step_takes_few_kernels(features, batch, num_layers, emb_size, most, m
     for _ in range(2):  # the optimizer's first step makes its state
         with Kernels() as kernels:
             step([batch(features[:4])], "HingeABL")
-    assert 0 < kernels.count <= most
+    assert most - 30 < kernels.count <= most
 
 
 class Waits(TorchDispatchMode):
